@@ -1,0 +1,251 @@
+"""Trainer callbacks for what Lightning lacks: the run's record, the written predictions, progress in a log file."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+
+from mnist_lightning import runs
+from mnist_lightning.classifier import DigitClassifier
+from mnist_lightning.files import write_atomic
+from mnist_lightning.loggers import read_history
+
+PACKAGES = ("mnist-lightning", "torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy")
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the configuration of ``fit`` into the run folder, also when the run is continued there."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, folder: Path) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+        self.folder = folder
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write ``config.yaml``; a checkpoint to resume from is no part of the recipe and is left out."""
+        config = self.config.clone()
+        config.ckpt_path = None
+        write_atomic(self.folder / runs.CONFIG, self.parser.dump(config, skip_none=False))
+
+
+class RunRecord(Callback):
+    """Writes ``run.json`` and ``curves.png`` when ``fit`` ends, also when it is interrupted.
+
+    Args:
+        folder: The run folder.
+        seed: The run's seed, for the record.
+        continues: Whether the folder already holds the run that the checkpoint to resume from is of.
+    """
+
+    def __init__(self, folder: Path, seed: int | bool | None, continues: bool) -> None:
+        self.folder = folder
+        self.continues = continues
+        self.seed = seed
+        self.start: float | None = None
+        self.earlier_seconds = 0.0
+        self.best_val_acc: float | None = None
+        self.best_epoch: int | None = None
+        self.summary: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run goes on from."""
+        return {"fit_seconds": self._seconds(), "best_val_acc": self.best_val_acc, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from where the checkpoint was saved, unless this is a new run that only starts there."""
+        if self.continues:
+            self.earlier_seconds = state_dict["fit_seconds"]
+            self.best_val_acc = state_dict["best_val_acc"]
+            self.best_epoch = state_dict["best_epoch"]
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let ModelCheckpoint find its files again where the run folder was moved, or is now named otherwise.
+
+        Without this it would forget the best score, and a worse checkpoint would replace the best.
+        """
+        own = trainer.checkpoint_callback
+        if not self.continues or not isinstance(own, ModelCheckpoint):
+            return
+
+        def here(path: str) -> str:
+            return os.path.join(own.dirpath or "", os.path.basename(path)) if path else path
+
+        for state in checkpoint["callbacks"].values():
+            if "best_k_models" in state:
+                state["dirpath"] = own.dirpath
+                state["best_k_models"] = {here(path): score for path, score in state["best_k_models"].items()}
+                for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                    state[name] = here(state[name])
+
+    def _seconds(self) -> float:
+        return self.earlier_seconds + (0.0 if self.start is None else time.perf_counter() - self.start)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what is going to be trained, and start the clock: data are loaded, nothing is trained."""
+        if trainer.is_global_zero:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            print(
+                f"{type(data).__name__}: {len(data.train_set):,} training and {len(data.val_set):,} validation images. "
+                f"{type(pl_module.net).__name__}: {_num_parameters(pl_module):,} parameters on {_device(pl_module)}. "
+                f"Run folder: {self.folder}",
+                flush=True,
+            )
+        self.start = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember the best validation accuracy, the first of equals, as the best checkpoint does."""
+        accuracy = trainer.callback_metrics["val/acc"].item()
+        if not trainer.sanity_checking and (self.best_val_acc is None or accuracy > self.best_val_acc):
+            self.best_val_acc, self.best_epoch = accuracy, trainer.current_epoch
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the record."""
+        self._write(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Write the record of a run that was interrupted once it had begun."""
+        if self.start is not None:
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        self.summary = {
+            "verb": "fit",
+            "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
+            "seed": self.seed,
+            "device": _device(pl_module),
+            "devices": trainer.world_size,
+            "precision": str(trainer.precision),
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            "fit_seconds": round(self._seconds(), 2),
+            "epochs": trainer.current_epoch,
+            "global_step": trainer.global_step,
+            "best_val_acc": self.best_val_acc,
+            "best_epoch": self.best_epoch,  # counted from 0, as in metrics.csv
+            "num_parameters": _num_parameters(pl_module),
+        }
+        write_atomic(self.folder / "run.json", json.dumps(self.summary, indent=2) + "\n")
+        history = read_history(self.folder / "metrics.csv")
+        if history:
+            from mnist_lightning.evaluation import figures  # here, since matplotlib takes a while to import
+
+            figures.save(figures.curves(history), self.folder / "curves.png")
+
+
+def _device(module: L.LightningModule) -> str:
+    device = module.device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _num_parameters(module: L.LightningModule) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes ``predictions.csv`` in the data set's order: index, digit, confidence, and the ten probabilities.
+
+    Args:
+        folder: The folder to write it to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(write_interval="epoch")
+        self.path = folder / "predictions.csv"
+
+    def write_on_epoch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        predictions: Sequence[Any],
+        batch_indices: Sequence[Any],
+    ) -> None:
+        """Gather every rank's predictions, put them in order, and write them whole."""
+        own = {name: torch.cat([batch[name] for batch in predictions]).cpu() for name in predictions[0]}
+        own["index"] = torch.tensor([index for loader in batch_indices for batch in loader for index in batch])
+        ranks = [own]
+        if trainer.world_size > 1:
+            ranks = [{}] * trainer.world_size
+            torch.distributed.all_gather_object(ranks, own)
+        if not trainer.is_global_zero:
+            return
+        merged = {name: torch.cat([rank[name] for rank in ranks]) for name in own}
+        order = merged["index"].argsort()
+        columns = (merged["index"], merged["digit"], merged["confidence"], merged["probabilities"])
+        lines = ["index,digit,confidence," + ",".join(f"p{digit}" for digit in range(10))]
+        for index, digit, *values in zip(*(column[order].tolist() for column in columns), strict=True):
+            confidence, probabilities = values
+            # Nine digits keep a float32 exactly.
+            lines.append(f"{index},{digit}," + ",".join(f"{value:.9g}" for value in (confidence, *probabilities)))
+        write_atomic(self.path, "\n".join(lines) + "\n")
+
+
+class EpochLines(ProgressBar):
+    """Progress for a log file: one line per epoch, where a bar would leave thousands of characters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled = True
+        self.epoch = 0
+        self.start: float | None = None
+
+    def disable(self) -> None:
+        """Print nothing: Lightning asks this of every rank but the first."""
+        self.enabled = False
+
+    def enable(self) -> None:
+        """Print again."""
+        self.enabled = True
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the line of the epoch before: only now are its training metrics complete."""
+        self._print(trainer)
+        self.epoch, self.start = trainer.current_epoch, time.perf_counter()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the last epoch's line."""
+        self._print(trainer)
+
+    def _print(self, trainer: L.Trainer) -> None:
+        if self.start is not None and self.enabled:
+            seconds = time.perf_counter() - self.start
+            metrics = sorted(trainer.callback_metrics.items())
+            values = "  ".join(f"{name} {value.item():<6.4g}" for name, value in metrics)
+            print(f"Epoch {self.epoch}  {values}  {seconds:.1f} s", flush=True)
+
+
+class ReportWriter(Callback):
+    """Writes the report of ``test``.
+
+    Args:
+        folder: The folder to make ``report/`` in.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "report"
+        self.metrics: dict[str, Any] = {}
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write ``metrics.json``."""
+        assert isinstance(pl_module, DigitClassifier)
+        results = pl_module.test_results
+        confusion = results["confusion_matrix"].tolist()
+        self.metrics = {
+            "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
+            "num_examples": sum(map(sum, confusion)),
+            "accuracy": trainer.callback_metrics["test/acc"].item(),
+            "loss": trainer.callback_metrics["test/loss"].item(),
+            **{name: value.tolist() for name, value in results.items()},
+        }
+        if trainer.is_global_zero:
+            self.folder.mkdir(exist_ok=True)
+            write_atomic(self.folder / "metrics.json", json.dumps(self.metrics, indent=2) + "\n")

@@ -1,0 +1,139 @@
+"""The training recipe as a LightningModule: which loss, which metrics, which optimizer."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
+
+Stage = Literal["train", "val", "test"]
+
+
+class DigitClassifier(L.LightningModule):
+    """Classify digits with a network, cross-entropy and accuracy.
+
+    It logs ``<stage>/loss`` and ``<stage>/acc`` once per epoch, and the learning rate as ``lr``. After a test epoch
+    ``test_results`` holds what ``test_metrics`` computed.
+
+    Args:
+        net: Network from float images ``(B, 1, 28, 28)`` in [0, 1] to logits ``(B, 10)``.
+        optimizer: Makes the optimizer from the parameters. The default is Keras's Adam.
+        lr_scheduler: Makes the learning rate scheduler from the optimizer; none by default.
+        lr_scheduler_interval: When the scheduler steps: after each epoch or after each update (OneCycleLR needs
+            ``step``).
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        # The command line stores these as class paths. Live objects would make a checkpoint that weights-only
+        # loading refuses, so they stay out of it and are passed again to load_from_checkpoint.
+        for name in ("net", "optimizer", "lr_scheduler"):
+            if callable(self.hparams[name]):
+                del self.hparams[name]
+        self.net = net
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.lr_scheduler_interval = lr_scheduler_interval
+
+        # validate_args would look at every batch for labels outside 0-9; the data modules checked them once.
+        per_class: dict[str, Any] = {"num_classes": 10, "validate_args": False}
+        for stage in ("train", "val", "test"):
+            setattr(self, f"{stage}_loss", MeanMetric())
+            setattr(self, f"{stage}_acc", MulticlassAccuracy(average="micro", **per_class))
+        self.test_metrics = MetricCollection(
+            {
+                "precision_macro": MulticlassPrecision(average="macro", **per_class),
+                "recall_macro": MulticlassRecall(average="macro", **per_class),
+                "f1_macro": MulticlassF1Score(average="macro", **per_class),
+                "per_digit": MulticlassAccuracy(average="none", **per_class),
+                "confusion_matrix": MulticlassConfusionMatrix(**per_class),  # rows true, columns predicted
+            }
+        )
+        self.test_results: dict[str, Tensor] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits ``(B, 10)`` of float images ``(B, 1, 28, 28)`` in [0, 1]."""
+        logits: Tensor = self.net(images)
+        return logits
+
+    def _step(self, batch: tuple[Tensor, Tensor], stage: Stage) -> tuple[Tensor, Tensor]:
+        images, labels = batch  # (B, 1, 28, 28), (B,)
+        logits = self(images)  # (B, 10)
+        loss = F.cross_entropy(logits, labels)
+        getattr(self, f"{stage}_loss").update(loss.detach(), weight=len(labels))
+        getattr(self, f"{stage}_acc").update(logits.detach(), labels)
+        return loss, logits
+
+    def _log_epoch(self, stage: Stage) -> None:
+        metrics = {f"{stage}/{name}": getattr(self, f"{stage}_{name}") for name in ("loss", "acc")}
+        self.log_dict(metrics, prog_bar=True)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the batch's mean cross-entropy."""
+        return self._step(batch, "train")[0]
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Add the batch to the validation metrics."""
+        self._step(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Add the batch to the test metrics."""
+        _, logits = self._step(batch, "test")
+        self.test_metrics.update(logits, batch[1])
+
+    def on_train_epoch_start(self) -> None:
+        """Log the learning rate the epoch starts with: at its end the scheduler has already moved on."""
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's training metrics."""
+        self._log_epoch("train")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._log_epoch("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics and keep the detailed ones in ``test_results``."""
+        self._log_epoch("test")
+        self.test_results = self.test_metrics.compute()
+        self.test_metrics.reset()
+
+    def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Classify a batch whose first element is the images; labels, if there are any, are not used.
+
+        Returns:
+            ``digit`` ``(B,)``, its probability ``confidence`` ``(B,)``, and ``probabilities`` ``(B, 10)``.
+        """
+        probabilities = self(batch[0]).float().softmax(dim=1)
+        confidence, digit = probabilities.max(dim=1)
+        return {"digit": digit, "confidence": confidence, "probabilities": probabilities}
+
+    def configure_optimizers(self) -> Any:
+        """Call the factories, the scheduler's if there is one."""
+        optimizer = self.optimizer(self.parameters())
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        schedule: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            schedule["monitor"] = scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": schedule}

@@ -1,0 +1,143 @@
+"""What every data source shares: the split, the loaders, and the scaling on the device."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from mnist_lightning.errors import InputError
+
+Split = Literal["train", "test"]
+Batch = tuple[Tensor, ...]
+
+
+class GatheredDataset(Dataset[Batch]):
+    """Rows of tensors in memory, a whole batch gathered by one indexing.
+
+    Args:
+        tensors: Tensors with as many rows each, such as images and labels.
+        rows: The rows this data set consists of, in order; all of them by default.
+    """
+
+    def __init__(self, *tensors: Tensor, rows: Tensor | None = None) -> None:
+        self.tensors = tensors
+        self.rows = torch.arange(len(tensors[0])) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Batch:
+        return tuple(tensor[self.rows[index]] for tensor in self.tensors)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Return the batch itself: DataLoader calls this with a batch's indices and skips its per-sample path."""
+        rows = self.rows[torch.as_tensor(indices)]
+        return tuple(tensor[rows] for tensor in self.tensors)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+class DigitDataModule(L.LightningDataModule):
+    """Base of the data modules: a source implements ``load`` and, where it fetches anything, ``prepare_data``.
+
+    Images stay uint8 in memory. Batches become float images ``(B, 1, 28, 28)`` in [0, 1] on the device, augmented
+    there in training. A batch is ``(images, labels)``; in prediction it is ``(images,)``.
+
+    Args:
+        batch_size: Images per training update.
+        eval_batch_size: Images per batch in validation, test and prediction, where it does not change the result.
+        val_fraction: Share of the training images that validates, in (0, 1).
+        split_seed: Seed of the train/validation split. It is the split's own: the run's seed does not move it.
+        augmentation: Module from float images ``(B, 1, 28, 28)`` to the same, applied to training batches.
+
+    Raises:
+        InputError: If a size is below 1 or the fraction is outside (0, 1).
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        eval_batch_size: int = 1000,
+        val_fraction: float = 0.2,
+        split_seed: int = 0,
+        augmentation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if size < 1:
+                raise InputError(f"{name} must be at least 1, got {size}")
+        if not 0 < val_fraction < 1:
+            raise InputError(f"val_fraction must be inside (0, 1), got {val_fraction}")
+        self.save_hyperparameters(ignore=["augmentation"])
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
+        self.augmentation = augmentation
+        self.train_set: GatheredDataset | None = None
+        self.val_set: GatheredDataset | None = None
+        self.test_set: GatheredDataset | None = None
+
+    def load(self, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Read one split: images ``(N, 28, 28)`` uint8, white on black, and their digits ``(N,)`` in 0-9."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read what the stage needs, once. ``fit`` and ``validate`` never read the test split."""
+        if stage in ("fit", "validate", None) and self.train_set is None:
+            images, labels = self._tensors("train")
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.split_seed))
+            num_val = round(len(images) * self.val_fraction)
+            if not 0 < num_val < len(images):
+                raise InputError(f"val_fraction {self.val_fraction} of {len(images)} images leaves a split empty")
+            self.train_set = GatheredDataset(images, labels, rows=order[num_val:])
+            self.val_set = GatheredDataset(images, labels, rows=order[:num_val])
+        if stage in ("test", "predict", None) and self.test_set is None:
+            self.test_set = GatheredDataset(*self._tensors("test"))
+
+    def _tensors(self, split: Split) -> tuple[Tensor, Tensor]:
+        images, labels = self.load(split)
+        if labels.min() < 0 or labels.max() > 9:
+            found = f"{labels.min()} to {labels.max()}"
+            raise InputError(f"labels must be 0-9, got {found} in the {split} split of {type(self).__name__}")
+        return torch.from_numpy(images), torch.from_numpy(labels)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return shuffled training batches; the last one may be smaller."""
+        return self._loader(self.train_set, self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Return the validation images in a fixed order."""
+        return self._loader(self.val_set, self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Return the test images in the source's order."""
+        return self._loader(self.test_set, self.eval_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Return the test images without their labels, in the source's order."""
+        assert self.test_set is not None, "call setup first"
+        return self._loader(GatheredDataset(self.test_set.tensors[0]), self.eval_batch_size)
+
+    @staticmethod
+    def _loader(dataset: GatheredDataset | None, batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
+        assert dataset is not None, "call setup first"
+        # Worker processes would only copy what is in memory already.
+        return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, collate_fn=_as_is)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Scale uint8 images ``(B, 28, 28)`` to ``(B, 1, 28, 28)`` in [0, 1] on the device, and augment in training."""
+        assert self.trainer is not None
+        images, *labels = batch
+        # The module's own type, so that precisions such as bf16-true meet inputs of theirs.
+        images = images.unsqueeze(1).to(self.trainer.lightning_module.dtype).div_(255)
+        if self.augmentation is not None and self.trainer.training:
+            images = self.augmentation(images)
+        return (images, *labels)

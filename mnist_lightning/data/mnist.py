@@ -1,0 +1,224 @@
+"""MNIST and FashionMNIST from their IDX files, downloaded and verified."""
+
+import hashlib
+import http.client
+import os
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from filelock import FileLock
+from lightning.pytorch.trainer.states import TrainerFn
+from numpy.typing import NDArray
+
+from mnist_lightning.data.base import DigitDataModule, Split
+from mnist_lightning.data.idx import parse_idx
+from mnist_lightning.errors import InputError
+from mnist_lightning.files import write_atomic
+
+DEFAULT_DATA_DIR = os.environ.get("MNIST_LIGHTNING_DATA", "data")
+TIMEOUT_SECONDS = 30
+
+
+class IDXFile(NamedTuple):
+    """One of the four files of a data set."""
+
+    name: str
+    shape: tuple[int, ...]
+    sha256: str | None  # of its content; None where only the compressed download's MD5 is published
+
+
+class MNIST(DigitDataModule):
+    """70,000 handwritten digits (LeCun, Cortes and Burges), 10,000 of them the test set.
+
+    Reads ``<data_dir>/MNIST/raw``, torchvision's layout. What is missing or corrupt there is downloaded; valid
+    files mean no network.
+
+    Args:
+        data_dir: Folder that holds, or will hold, the data; MNIST_LIGHTNING_DATA sets the default.
+        mirrors: Addresses to download from, tried in turn; torchvision's by default.
+        **kwargs: What every data module takes.
+    """
+
+    source: ClassVar[str] = "MNIST"  # its name in torchvision, and of its folder
+    files: ClassVar[dict[Split, tuple[IDXFile, IDXFile]]] = {
+        "train": (
+            IDXFile(
+                "train-images-idx3-ubyte",
+                (60_000, 28, 28),
+                sha256="ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            ),
+            IDXFile(
+                "train-labels-idx1-ubyte",
+                (60_000,),
+                sha256="65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            ),
+        ),
+        "test": (
+            IDXFile(
+                "t10k-images-idx3-ubyte",
+                (10_000, 28, 28),
+                sha256="0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            ),
+            IDXFile(
+                "t10k-labels-idx1-ubyte",
+                (10_000,),
+                sha256="ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+            ),
+        ),
+    }
+
+    def __init__(self, data_dir: str = DEFAULT_DATA_DIR, mirrors: Sequence[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.data_dir = data_dir
+        self.mirrors = mirrors
+
+    @property
+    def folder(self) -> Path:
+        """Where the IDX files are."""
+        return Path(self.data_dir) / self.source / "raw"
+
+    def prepare_data(self) -> None:
+        """Verify what the verb reads, and download whatever is missing or corrupt if any of that is.
+
+        ``fit`` and ``validate`` read the training files only, so they neither need nor look at the test files
+        unless there is something to download; then all four come at once, for the verbs that follow.
+
+        Raises:
+            InputError: If a file is missing or corrupt and no mirror has it, or the folder cannot be used.
+        """
+        every = [file for files in self.files.values() for file in files]
+        needed = every
+        if self.trainer is not None and self.trainer.state.fn is not None:
+            fits = self.trainer.state.fn in (TrainerFn.FITTING, TrainerFn.VALIDATING)
+            needed = list(self.files["train" if fits else "test"])
+        if not any(self._problem(file) for file in needed):
+            return
+        with _locked(self.folder):
+            for file in needed + [file for file in every if file not in needed]:
+                problem = self._problem(file)  # once more: another process may have been here before the lock
+                if problem:
+                    self._download(file, problem)
+
+    def _problem(self, file: IDXFile) -> str | None:
+        """Return what is wrong with a file, or None. Its whole content is read, but not kept."""
+        path = self.folder / file.name
+        try:
+            if file.sha256 is None:
+                parse_idx(path.read_bytes(), str(path), file.shape)
+                return None
+            with path.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+        except FileNotFoundError:
+            return f"{path} is missing"
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}; check data_dir, got {self.data_dir}") from error
+        except InputError as error:
+            return str(error)
+        return None if digest == file.sha256 else f"{path} is corrupt: SHA-256 {digest} instead of {file.sha256}"
+
+    def _download(self, file: IDXFile, problem: str) -> None:
+        import torchvision.datasets  # here, since it takes a while to import and valid files do not need it
+
+        published = getattr(torchvision.datasets, self.source)
+        gz_name = f"{file.name}.gz"
+        gz_md5 = None if file.sha256 else dict(published.resources)[gz_name]
+        failures = []
+        for mirror in published.mirrors if self.mirrors is None else self.mirrors:
+            url = f"{mirror.rstrip('/')}/{gz_name}"
+            print(f"Downloading {url}", flush=True)
+            try:
+                content = _fetch(url, file, gz_md5)
+            except (OSError, http.client.HTTPException, zlib.error, ValueError) as error:
+                failures.append(f"{mirror} ({_reason(error)})")
+            else:
+                write_atomic(self.folder / file.name, content)
+                return
+        raise InputError(
+            f"{problem}, and no mirror has it: tried {', '.join(failures) or 'none'}; put {self.source}'s files into "
+            f"{self.folder}, name other --data.mirrors, or use --data UCIDigits, which needs no download"
+        )
+
+    def load(self, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Read one split: images ``(N, 28, 28)`` uint8, white on black, and their digits ``(N,)`` in 0-9."""
+        images, labels = (self._read(file) for file in self.files[split])
+        return images, labels.astype(np.int64)
+
+    def _read(self, file: IDXFile) -> NDArray[np.uint8]:
+        path = self.folder / file.name
+        try:
+            return parse_idx(path.read_bytes(), str(path), file.shape)
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}; check data_dir, got {self.data_dir}") from error
+
+
+class FashionMNIST(MNIST):
+    """70,000 pictures of ten kinds of clothing in MNIST's format, 10,000 of them the test set (Xiao et al. 2017).
+
+    Reads ``<data_dir>/FashionMNIST/raw``. Downloads are checked by the MD5 that torchvision publishes for them,
+    files that are there by their header and size.
+
+    Args:
+        data_dir: Folder that holds, or will hold, the data; MNIST_LIGHTNING_DATA sets the default.
+        mirrors: Addresses to download from, tried in turn; torchvision's by default.
+        **kwargs: What every data module takes.
+    """
+
+    source = "FashionMNIST"
+    files: ClassVar[dict[Split, tuple[IDXFile, IDXFile]]] = {
+        split: (images._replace(sha256=None), labels._replace(sha256=None))
+        for split, (images, labels) in MNIST.files.items()
+    }
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make a folder and hold it against other processes that prepare the same data; leave nothing if it stays empty."""
+    lock = folder / ".lock"
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            try:
+                yield
+            finally:
+                # A process that still waits for the removed file gets its lock too; it then finds the files valid.
+                lock.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror or error}; choose another data_dir") from error
+    finally:
+        with suppress(OSError):
+            for parent in missing:
+                parent.rmdir()  # refuses once there is a file
+
+
+def _fetch(url: str, file: IDXFile, gz_md5: str | None) -> bytes:
+    """Download a compressed IDX file and return its content once that is complete and verified."""
+    size = len(file.shape) * 4 + 4 + int(np.prod(file.shape))
+    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
+        compressed = response.read(size)  # the bound: compressed digits are far smaller than digits
+    decompressor = zlib.decompressobj(wbits=31)  # gzip
+    content = decompressor.decompress(compressed, max_length=size + 1)
+    if not decompressor.eof:
+        raise ValueError(f"cut off or too large: {len(compressed):,} bytes arrived, {len(content):,} unpacked")
+    kind, digest, expected = (
+        ("MD5", hashlib.md5(compressed, usedforsecurity=False).hexdigest(), gz_md5)
+        if gz_md5
+        else ("SHA-256", hashlib.sha256(content).hexdigest(), file.sha256)
+    )
+    if digest != expected:
+        raise ValueError(f"wrong bytes: {kind} {digest} instead of {expected}")
+    parse_idx(content, url, file.shape)
+    return content
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code}"
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    return str(getattr(reason, "strerror", None) or reason or type(reason).__name__)
