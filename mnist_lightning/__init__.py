@@ -5,18 +5,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mnist_lightning.classifier import DigitClassifier
-    from mnist_lightning.data import MNIST, DigitDataModule, FashionMNIST, UCIDigits
+    from mnist_lightning.data.base import DigitDataModule
+    from mnist_lightning.data.mnist import MNIST, FashionMNIST
+    from mnist_lightning.data.uci import UCIDigits
     from mnist_lightning.models import MLP
 
 __version__ = "0.1.0"
 
 __all__ = ["MLP", "MNIST", "DigitClassifier", "DigitDataModule", "FashionMNIST", "UCIDigits"]
 
-_HOMES = {"MLP": "models", "DigitClassifier": "classifier"}
+_HOMES = {
+    "MLP": "models",
+    "DigitClassifier": "classifier",
+    "DigitDataModule": "data.base",
+    "MNIST": "data.mnist",
+    "FashionMNIST": "data.mnist",
+    "UCIDigits": "data.uci",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Imported on first use: whoever wants the networks or the figures alone need not pay for Lightning.
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'data')}"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

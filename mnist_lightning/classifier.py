@@ -1,5 +1,6 @@
 """The training recipe as a LightningModule: which loss, which metrics, which optimizer."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from torchmetrics.classification import (
     MulticlassPrecision,
     MulticlassRecall,
 )
+
+from mnist_lightning.errors import InputError
 
 Stage = Literal["train", "val", "test"]
 
@@ -42,7 +45,8 @@ class DigitClassifier(L.LightningModule):
         lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        with warnings.catch_warnings(action="ignore"):  # of the module among them, which goes in a moment
+            self.save_hyperparameters()
         # The command line stores these as class paths. Live objects would make a checkpoint that weights-only
         # loading refuses, so they stay out of it and are passed again to load_from_checkpoint.
         for name in ("net", "optimizer", "lr_scheduler"):
@@ -84,7 +88,8 @@ class DigitClassifier(L.LightningModule):
 
     def _log_epoch(self, stage: Stage) -> None:
         metrics = {f"{stage}/{name}": getattr(self, f"{stage}_{name}") for name in ("loss", "acc")}
-        self.log_dict(metrics, prog_bar=True)
+        # At an epoch's end a progress bar would still show the training metrics of the epoch before.
+        self.log_dict(metrics, prog_bar=stage != "train")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the batch's mean cross-entropy."""
@@ -101,7 +106,7 @@ class DigitClassifier(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Log the learning rate the epoch starts with: at its end the scheduler has already moved on."""
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training metrics."""
@@ -128,11 +133,18 @@ class DigitClassifier(L.LightningModule):
         return {"digit": digit, "confidence": confidence, "probabilities": probabilities}
 
     def configure_optimizers(self) -> Any:
-        """Call the factories, the scheduler's if there is one."""
-        optimizer = self.optimizer(self.parameters())
-        if self.lr_scheduler is None:
+        """Call the factories, the scheduler's if there is one.
+
+        Raises:
+            InputError: If one refuses its settings, such as a negative learning rate.
+        """
+        try:
+            optimizer = self.optimizer(self.parameters())
+            scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"the optimizer or the learning rate scheduler was refused: {error}") from error
+        if scheduler is None:
             return optimizer
-        scheduler = self.lr_scheduler(optimizer)
         schedule: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             schedule["monitor"] = scheduler.monitor

@@ -1,7 +1,5 @@
 """The command line: fit, validate, test and predict, and what each does when it is told nothing more."""
 
-import argparse
-import json
 import logging
 import os
 import sys
@@ -9,9 +7,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import yaml
+import torch
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -22,88 +20,17 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_lightning import runs
 from mnist_lightning.callbacks import EpochLines, PredictionWriter, ReportWriter, RunRecord, SaveRunConfig
+from mnist_lightning.checkpoints import check_fits, load_checkpoint
 from mnist_lightning.classifier import DigitClassifier
-from mnist_lightning.data import DigitDataModule
-from mnist_lightning.errors import InputError
+from mnist_lightning.data import mnist, uci  # noqa: F401  --data finds them by their names once they are imported
+from mnist_lightning.data.base import DigitDataModule
+from mnist_lightning.errors import InputError, condense
 from mnist_lightning.evaluation import report
 from mnist_lightning.loggers import HistoryLogger, TensorBoardLogger
+from mnist_lightning.request import resolve, runs_root
 
 PROGRAM = "python -m mnist_lightning"
 DEBUG_SWITCH = "MNIST_LIGHTNING_DEBUG"
-VERBS = ("fit", "validate", "test", "predict")
-
-
-class Request(NamedTuple):
-    """What the arguments ask for once the newest run is looked up."""
-
-    args: list[str]
-    root: Path  # the folder of runs
-    checkpoint: Path | None  # what to start from
-    run: Path | None  # the run folder to continue or to write into
-    why: str = ""  # how the checkpoint was found, where the user did not name it
-
-
-def resolve(args: Sequence[str]) -> Request:
-    """Turn what ``--ckpt_path`` leaves open into explicit arguments.
-
-    ``validate``, ``test`` and ``predict`` without it take the best checkpoint of the newest run, and any run's data
-    settings go with its checkpoint. ``fit`` from a run's last checkpoint continues that run with all its settings.
-    The run's settings come first, so whatever the user gives overrides them.
-
-    Raises:
-        InputError: If there is no such checkpoint, or no run yet.
-    """
-    verb = args[0] if args else None
-    if verb not in VERBS or any(arg in ("-h", "--help") or arg.startswith("--print_config") for arg in args):
-        return Request(list(args), _root(None), None, None)
-    given = _look_ahead(args[1:])
-    root = _root(given["trainer.default_root_dir"])
-    default = "last" if verb == "fit" else "best"
-    ckpt_path = given["ckpt_path"] or (None if verb == "fit" else default)
-    if ckpt_path is None:
-        return Request(list(args), root, None, None)
-
-    checkpoint = runs.find_checkpoint(ckpt_path, root, default)
-    run = runs.run_of(checkpoint)
-    settings: list[str] = []
-    if run is not None and verb == "fit":
-        settings = ["--config", str(run / runs.CONFIG)]
-    elif run is not None:
-        data = yaml.safe_load((run / runs.CONFIG).read_text())["data"]
-        settings = ["--config", json.dumps({"data": data})]
-    if verb == "fit" and checkpoint.name != "last.ckpt":
-        run = None  # another branch from an older state: the run it comes from stays as it is
-    why = f" (the {ckpt_path} of the newest run)" if ckpt_path in runs.KEYWORDS else ""
-    return Request([verb, *settings, *args[1:], "--ckpt_path", str(checkpoint)], root, checkpoint, run, why)
-
-
-def _root(default_root_dir: str | None) -> Path:
-    return Path(default_root_dir or "") / "lightning_logs"
-
-
-def _look_ahead(args: Sequence[str]) -> dict[str, str | None]:
-    """Read two settings from flags and configuration files before the parser itself does; the last one given wins."""
-    found: dict[str, str | None] = {"ckpt_path": None, "trainer.default_root_dir": None}
-
-    class FromConfig(argparse.Action):
-        def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
-            try:
-                config = yaml.safe_load(Path(value).read_text())
-            except (OSError, ValueError, yaml.YAMLError):
-                return  # the parser will say what is wrong with it
-            for name in found:
-                node: Any = config
-                for key in name.split("."):
-                    node = node.get(key) if isinstance(node, dict) else None
-                if node is not None:
-                    setattr(namespace, name, str(node))
-
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("-c", "--config", action=FromConfig)
-    for name in found:
-        parser.add_argument(f"--{name}", dest=name)
-    known, _ = parser.parse_known_args(list(args))
-    return {name: getattr(known, name) for name in found}
 
 
 class DigitCLI(LightningCLI):
@@ -138,8 +65,8 @@ class DigitCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
-                "model.net": {"class_path": "mnist_lightning.models.MLP"},
-                "data": {"class_path": "mnist_lightning.data.MNIST"},
+                "model.net": {"class_path": "mnist_lightning.MLP"},
+                "data": {"class_path": "mnist_lightning.MNIST"},
                 "checkpoint.monitor": "val/acc",
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
@@ -154,61 +81,72 @@ class DigitCLI(LightningCLI):
         self.request = resolve(args)
         self.state_dict: dict[str, Any] = {}
         if self.request.checkpoint is not None:
-            self.state_dict = runs.load_checkpoint(self.request.checkpoint)["state_dict"]
+            self.state_dict = load_checkpoint(self.request.checkpoint)["state_dict"]
         self.config = parser.parse_args(self.request.args)
 
+    def instantiate_classes(self) -> None:
+        """Make the data module, the model and the trainer."""
+        with _refusals():
+            super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Choose the run folder and make a trainer that writes into it."""
+        """Make a trainer that writes into the run folder."""
+        self.folder: Path | None = None
+        with self._folder_discarded_on_bad_input(), _refusals():
+            return super().instantiate_trainer(**self._trainer_settings(), **kwargs)
+
+    def _trainer_settings(self) -> dict[str, Any]:
+        """Choose the run folder, and what this verb writes there with which callbacks and loggers."""
         if self.request.checkpoint is not None:
-            runs.check_fits(self.request.checkpoint, self.state_dict, self.model)
+            check_fits(self.request.checkpoint, self.state_dict, self.model)
             _say(f"Checkpoint: {self.request.checkpoint}{self.request.why}")
+        if self.subcommand != "fit":
+            self.save_config_callback = None
         config = self._get(self.config_init, "trainer")
+        settings: dict[str, Any] = {}
         callbacks: list[Callback] = []
         loggers: list[Logger] = []
-        self.folder: Path | None = None
         if self.subcommand != "validate" and not config.fast_dev_run:
             folder = self.folder = self._run_folder()
-            kwargs["default_root_dir"] = str(folder)
+            settings["default_root_dir"] = str(folder)
             if self.subcommand == "fit":
                 self._get(self.config_init, "checkpoint").dirpath = str(folder / runs.CHECKPOINTS)
-                self.record = RunRecord(folder, self._get(self.config, "seed_everything"), self.request.run is not None)
+                self.save_config_kwargs = {"folder": folder}
+                continues = self.request.run is not None
+                self.record = RunRecord(folder, self._get(self.config, "seed_everything"), continues)
                 callbacks.append(self.record)
                 loggers = [TensorBoardLogger(folder), HistoryLogger(folder)]
-                self.save_config_kwargs = {"folder": folder}
             elif self.subcommand == "test":
                 self.report = ReportWriter(folder)
                 callbacks.append(self.report)
                 loggers = [TensorBoardLogger(folder)]
             else:
                 callbacks.append(PredictionWriter(folder))
-        if self.subcommand != "fit":
-            self.save_config_callback = None
         if config.logger in (None, True):
-            kwargs["logger"] = loggers or False
+            settings["logger"] = loggers or False
         if config.enable_progress_bar is not False and not sys.stdout.isatty():
             callbacks.append(EpochLines())
         self.trainer_defaults["callbacks"] = callbacks
-        with self._discarding_empty_folder():
-            return super().instantiate_trainer(**kwargs)
+        return settings
 
     def _run_folder(self) -> Path:
         if self.request.run is not None:
             return self.request.run
         # Only rank 0 writes, so only it needs a folder of its own.
-        return runs.claim(self.request.root) if getattr(rank_zero_only, "rank", 0) == 0 else self.request.root
+        return runs.claim(self.request.root) if _is_rank_zero() else self.request.root
 
     @contextmanager
-    def _discarding_empty_folder(self) -> Iterator[None]:
+    def _folder_discarded_on_bad_input(self) -> Iterator[None]:
         try:
             yield
-        except BaseException:
-            if self.folder is not None and self.request.run is None:
+        except (InputError, MisconfigurationException):
+            if self.folder is not None and self.request.run is None and _is_rank_zero():
                 runs.discard(self.folder)
             raise
 
     def fit(self, **kwargs: Any) -> None:
         """Train."""
-        with self._discarding_empty_folder():
+        with self._folder_discarded_on_bad_input():
             self.trainer.fit(weights_only=True, **kwargs)
 
     def validate(self, **kwargs: Any) -> None:
@@ -217,40 +155,54 @@ class DigitCLI(LightningCLI):
 
     def test(self, **kwargs: Any) -> None:
         """Measure the checkpoint on the test images."""
-        with self._discarding_empty_folder():
+        with self._folder_discarded_on_bad_input():
             self.trainer.test(weights_only=True, verbose=False, **kwargs)
 
     def predict(self, **kwargs: Any) -> None:
         """Classify the test images."""
-        with self._discarding_empty_folder():
+        with self._folder_discarded_on_bad_input():
             self.trainer.predict(weights_only=True, return_predictions=False, **kwargs)
 
+    @rank_zero_only
     def after_fit(self) -> None:
         """Say what the run came to, where it is, and what to type next."""
         if self.folder is None:
-            _say("fast_dev_run: nothing was written")
+            print("fast_dev_run: nothing was written")
             return
         # From another folder of runs, the next command must say where to look.
-        where = "" if self.request.root == _root(None) else f" --ckpt_path {self.folder}"
-        _say(
-            f"\n{report.fit_table(self.record.summary)}\n{'Run folder':<25} {self.folder}\n\n"
-            f"Next: {PROGRAM} test{where}"
-        )
+        where = "" if self.request.root == runs_root(None) else f" --ckpt_path {self.folder}"
+        print(f"\n{report.fit_table(self.record.summary, str(self.folder))}\n\nNext: {PROGRAM} test{where}")
 
+    @rank_zero_only
     def after_validate(self) -> None:
         """Print the validation figures."""
         metrics = self.trainer.callback_metrics
-        _say(f"\nvalidation accuracy {metrics['val/acc']:.2%}   loss {metrics['val/loss']:.4f}")
+        print(f"\nvalidation accuracy {metrics['val/acc']:.2%}   loss {metrics['val/loss']:.4f}")
 
+    @rank_zero_only
     def after_test(self) -> None:
         """Print the test figures."""
         if self.folder is not None:
-            _say(f"\n{report.test_table(self.report.metrics)}\n\nWritten: {self.report.folder / 'metrics.json'}")
+            print(f"\n{report.test_table(self.report.metrics)}\n\nWritten: {self.report.folder / 'metrics.json'}")
 
+    @rank_zero_only
     def after_predict(self) -> None:
         """Say where the predictions are."""
         if self.folder is not None:
-            _say(f"Written: {self.folder / 'predictions.csv'}")
+            print(f"Written: {self.folder / 'predictions.csv'}")
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """A value that a class refuses when it is made from the configuration is the user's to mend."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise InputError(str(error)) from error
+
+
+def _is_rank_zero() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 @rank_zero_only
@@ -299,6 +251,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except (InputError, ArgumentError, MisconfigurationException) as error:
         if os.environ.get(DEBUG_SWITCH):
             raise
-        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {condense(str(error))}", file=sys.stderr)
         return 2
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     return 0

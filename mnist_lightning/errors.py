@@ -1,9 +1,53 @@
-"""The one error that is the user's to mend."""
+"""Errors that are the user's to mend, each told in one line."""
+
+import re
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used.
 
-    The message is one line: what was wrong, the value received, and what to do about it. The command line prints
-    it on stderr and exits with 2; from Python it is an ordinary ``ValueError``.
+    The message is one line: what was wrong, the value received, and what to do about it. The command line prints it
+    on stderr and exits with 2; from Python it is an ordinary ``ValueError``.
     """
+
+
+# jsonargparse's wording, replaced line by line.
+_REWORDINGS = (
+    (r"Type typing\.Callable.* expects a function or a callable class: ", ""),
+    (r'Parser key "[\w.]+":', ""),
+    (r"\.? ?Got value: (Namespace|NestedArg)\(.*", ""),
+    (r"\.? Got value: ", ", got "),
+    (
+        r"Expected a dot import path string: (.*)",
+        r"no class is named \1: give one that --help lists, or an import path",
+    ),
+    (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
+    (r"typing\.Literal", "one of "),
+    (r"Expected an? ", "expected "),
+)
+# What it says of its own workings, and of the alternatives that nobody meant.
+_NOISE = re.compile(
+    r"Does not validate against|Subtypes:|Errors:|Given value|expected path but|expected NoneType|"
+    r"Problem with given class_path \S+:$"
+)
+
+
+def condense(message: str) -> str:
+    r"""Return a message of jsonargparse's as one line that names the flag, what it takes, and what it was given.
+
+    >>> condense('Parser key "data":\n  Parser key "batch_size":\n    Expected a <class \'int\'>. Got value: abc')
+    '--data.batch_size: expected int, got abc'
+    """
+    lines: dict[str, None] = {}  # an ordered set
+    for line in message.splitlines():
+        line = line.strip().removeprefix("- ")
+        for pattern, replacement in _REWORDINGS:
+            line = re.sub(pattern, replacement, line).strip()
+        if line and not _NOISE.match(line):
+            lines[line] = None
+    text = "; ".join(lines)
+    given = re.search(r"Given value: (\S+)$", message)
+    if given and not re.search(r"\b(got|named) ", text):
+        text += f", got {given[1]}"
+    keys = re.findall(r'Parser key "([\w.]+)":', message)
+    return f"--{'.'.join(keys)}: {text}" if keys else text

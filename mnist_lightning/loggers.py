@@ -38,7 +38,8 @@ class TensorBoardLogger(LightningTensorBoardLogger):
     def log_hyperparams(  # noqa: D102
         self, params: dict[str, Any] | Namespace, metrics: dict[str, Any] | None = None, step: int | None = None
     ) -> None:
-        self._pending = dict(vars(params) if isinstance(params, Namespace) else params)
+        given = vars(params) if isinstance(params, Namespace) else params
+        self._pending = {name: value for name, value in given.items() if not name.startswith("_")}  # Lightning's own
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # noqa: D102

@@ -4,20 +4,15 @@
 TensorBoard events, ``checkpoints/best.ckpt`` and ``last.ckpt``, ``curves.png``, and what test and predict wrote.
 """
 
+import shutil
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
-
-import torch
-from torch import nn
 
 from mnist_lightning.errors import InputError
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
-KEYWORDS = ("best", "last")
 
 
 def claim(root: Path) -> Path:
@@ -26,26 +21,30 @@ def claim(root: Path) -> Path:
     Raises:
         InputError: If the folder cannot be made.
     """
-    numbers = [int(path.name[8:]) for path in root.glob("version_*") if path.name[8:].isdigit()]
+    numbers = [int(path.name[8:]) for path in root.glob("version_*") if path.name[8:].isdecimal()]
     try:
         root.mkdir(parents=True, exist_ok=True)
-        for number in count(max(numbers, default=-1) + 1):
+        for number in count(max(numbers, default=-1) + 1):  # pragma: no branch
             with suppress(FileExistsError):
                 folder = root / f"version_{number}"
                 folder.mkdir()
-                return folder
+                break
     except OSError as error:
         raise InputError(
             f"cannot make a run folder in {root}: {error.strerror}; choose another --trainer.default_root_dir"
         ) from error
-    raise AssertionError("count() does not end")
+    return folder
 
 
 def discard(folder: Path) -> None:
-    """Remove a run folder that nothing was written to, and the folder of runs if it held no other."""
-    with suppress(OSError):  # not empty
-        folder.rmdir()
-        folder.parent.rmdir()
+    """Remove a new run folder that has come to nothing, and the folder of runs if it held no other.
+
+    A folder with a checkpoint stays.
+    """
+    if not (folder / CHECKPOINTS).exists():
+        shutil.rmtree(folder)
+        with suppress(OSError):  # not empty
+            folder.parent.rmdir()
 
 
 def newest(root: Path) -> Path:
@@ -71,7 +70,7 @@ def find_checkpoint(ckpt_path: str, root: Path, default: str) -> Path:
     Raises:
         InputError: If there is no such checkpoint.
     """
-    if ckpt_path in KEYWORDS:
+    if ckpt_path in ("best", "last"):
         path = newest(root) / CHECKPOINTS / f"{ckpt_path}.ckpt"
     else:
         path = Path(ckpt_path)
@@ -84,46 +83,5 @@ def find_checkpoint(ckpt_path: str, root: Path, default: str) -> Path:
 
 def run_of(checkpoint: Path) -> Path | None:
     """Return the run folder a checkpoint lies in, or None if it lies elsewhere."""
-    folder = checkpoint.absolute().parent
-    run = folder.parent
-    if folder.name != CHECKPOINTS or not (run / CONFIG).is_file():
-        return None
-    return checkpoint.parent.parent
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint's weights and plain values; code in it is refused and does not run.
-
-    Raises:
-        InputError: If the file is no Lightning checkpoint, is damaged, or holds anything else.
-    """
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-    except UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
-            raise InputError(
-                f"{path} holds objects other than weights and plain values, so it was not loaded: it "
-                "could run code; save weights only"
-            ) from error
-        raise InputError(f"{path} is no checkpoint, or is damaged; use one that fit wrote") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is no checkpoint, or is damaged; use one that fit wrote") from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise InputError(f"{path} is no Lightning checkpoint: it has no state_dict; use one that fit wrote")
-    return checkpoint
-
-
-def check_fits(checkpoint: Path, state_dict: dict[str, Any], model: nn.Module) -> None:
-    """Check that a checkpoint's weights are for this network.
-
-    Raises:
-        InputError: If a weight is missing, unknown, or of another shape; the first such is named.
-    """
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    given = {name: tuple(getattr(value, "shape", ())) for name, value in state_dict.items()}
-    for name in sorted(own.keys() | given.keys()):
-        if own.get(name) != given.get(name):
-            raise InputError(
-                f"{checkpoint} is for another network: {name} is {given.get(name, 'missing')} there and "
-                f"{own.get(name, 'unknown')} here"
-            )
+    run = checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else None
+    return run if run is not None and (run / CONFIG).is_file() else None

@@ -4,26 +4,36 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def fit_table(run: Mapping[str, Any]) -> str:
-    """Return what a run came to, from the content of its ``run.json``."""
-    rows = [("Trained", f"{run['epochs']} epochs, {run['global_step']:,} updates in {run['fit_seconds']:.1f} s")]
+def fit_table(run: Mapping[str, Any], folder: str) -> str:
+    """Return what a run came to.
+
+    Args:
+        run: The content of its ``run.json``.
+        folder: The run folder.
+    """
+    rows = {"Epochs": run["epochs"], "Updates": f"{run['global_step']:,}", "Seconds": f"{run['fit_seconds']:.1f}"}
     if run["best_val_acc"] is not None:
-        best = f"{run['best_val_acc']:.2%} after epoch {run['best_epoch']} (counted from 0)"
-        rows.insert(0, ("Best validation accuracy", best))
-    return "\n".join(f"{name:<25} {value}" for name, value in rows)
+        best = f"{run['best_val_acc']:.2%} in epoch {run['best_epoch']} (the first is 0)"
+        rows = {"Best validation accuracy": best, **rows}
+    rows["Run folder"] = folder
+    return "\n".join(f"{name:<25} {value}" for name, value in rows.items())
 
 
 def test_table(metrics: Mapping[str, Any]) -> str:
-    """Return a test's figures, overall and per digit, from the content of its ``metrics.json``."""
+    """Return a test's figures, overall and per digit.
+
+    Args:
+        metrics: The content of ``metrics.json``.
+    """
     lines = [
         f"{metrics['dataset']}, {metrics['num_examples']:,} test images",
         f"accuracy {metrics['accuracy']:.2%}   loss {metrics['loss']:.4f}   macro: precision "
         f"{metrics['precision_macro']:.2%}   recall {metrics['recall_macro']:.2%}   F1 {metrics['f1_macro']:.2%}",
         "",
-        "digit  images  accuracy  most often mistaken for",
+        "digit  images  accuracy  most often taken for",
     ]
     for digit, (accuracy, row) in enumerate(zip(metrics["per_digit"], metrics["confusion_matrix"], strict=True)):
         wrong = [0 if predicted == digit else number for predicted, number in enumerate(row)]
-        mistake = f"{wrong.index(max(wrong))} ({max(wrong)} times)" if any(wrong) else "-"
+        mistake = f"{wrong.index(max(wrong))} ({max(wrong)}x)" if any(wrong) else "-"
         lines.append(f"{digit:>5}  {sum(row):>6,}  {accuracy:>8.2%}  {mistake}")
     return "\n".join(lines)

@@ -1,0 +1,46 @@
+"""Checkpoints are untrusted files: weights and plain values are read, anything else is refused."""
+
+import re
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import nn
+
+from mnist_lightning.errors import InputError
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a checkpoint's weights and plain values; code in it is refused and does not run.
+
+    Raises:
+        InputError: If the file is no Lightning checkpoint, is damaged, or holds anything else.
+    """
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+    except (UnpicklingError, OSError, RuntimeError, EOFError, ValueError, LookupError) as error:
+        if code := re.search(r"GLOBAL:? ([\w.]+)", str(error)):
+            raise InputError(
+                f"{path} was not loaded: it holds {code[1]}, and anything but weights and plain values could run code"
+            ) from error
+        raise InputError(f"{path} is no checkpoint, or is damaged; give one that fit wrote") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise InputError(f"{path} is no Lightning checkpoint: it has no state_dict; give one that fit wrote")
+    return checkpoint
+
+
+def check_fits(path: Path, state_dict: dict[str, Any], model: nn.Module) -> None:
+    """Check that a checkpoint's weights are for this network.
+
+    Raises:
+        InputError: If a weight is missing, unknown, or of another shape; the first such is named.
+    """
+    here = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    there = {name: tuple(getattr(value, "shape", ())) for name, value in state_dict.items()}
+    for name in sorted(here.keys() | there.keys()):
+        if here.get(name) != there.get(name):
+            raise InputError(
+                f"{path} is for another network: {name} is {there.get(name, 'missing')} there and "
+                f"{here.get(name, 'unknown')} here"
+            )

@@ -1,0 +1,168 @@
+"""The base data module and UCIDigits; MNIST's files are in test_mnist.py."""
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from mnist_lightning import MLP, DigitClassifier, UCIDigits
+from mnist_lightning.data.base import DigitDataModule, GatheredDataset
+from mnist_lightning.data.idx import parse_idx
+from mnist_lightning.errors import InputError
+
+
+def ready(**kwargs: object) -> UCIDigits:
+    data = UCIDigits(**kwargs)
+    data.setup()
+    return data
+
+
+def test_a_gathered_batch_is_the_stacked_samples() -> None:
+    images, labels = torch.arange(60).reshape(20, 3), torch.arange(20)
+    rows = torch.tensor([3, 1, 4, 15, 9, 2, 6])
+    dataset = GatheredDataset(images, labels, rows=rows)
+    batch = dataset.__getitems__([5, 0, 3])
+    for gathered, samples in zip(batch, zip(*[dataset[i] for i in (5, 0, 3)], strict=True), strict=True):
+        torch.testing.assert_close(gathered, torch.stack(samples), rtol=0, atol=0)
+    assert batch[1].tolist() == [2, 3, 15]
+    assert len(dataset) == 7
+
+
+def test_the_split_is_80_20_without_overlap() -> None:
+    data = ready()
+    train, val = set(data.train_set.rows.tolist()), set(data.val_set.rows.tolist())
+    assert (len(train), len(val), len(data.test_set)) == (1150, 287, 360)
+    assert train | val == set(range(1437))
+    assert not train & val
+
+
+def test_the_split_follows_its_own_seed_only() -> None:
+    torch.manual_seed(1)
+    first = ready().val_set.rows
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    assert torch.equal(ready().val_set.rows, first)
+    assert torch.equal(torch.get_rng_state(), state), "the split drew from the global generator"
+    assert not torch.equal(ready(split_seed=1).val_set.rows, first)
+
+
+def test_loaders_give_every_image_once() -> None:
+    data = ready(batch_size=100, eval_batch_size=150)
+    images, labels = (torch.cat(column) for column in zip(*data.train_dataloader(), strict=True))
+    assert images.dtype == torch.uint8
+    assert len(images) == 1150
+    assert not torch.equal(labels, data.train_set.tensors[1][data.train_set.rows]), "not shuffled"
+    # Shuffling permutes the pairs and changes none: compare as sorted bytes.
+    expected = data.train_set[0][0].new_empty(0)
+    expected = data.train_set.tensors[0][data.train_set.rows].flatten(1)
+    key = lambda rows: sorted(row.tobytes() for row in rows.numpy())  # noqa: E731
+    assert key(images.flatten(1)) == key(expected)
+    test_images, test_labels = (torch.cat(column) for column in zip(*data.test_dataloader(), strict=True))
+    source_images, source_labels = data.load("test")
+    np.testing.assert_array_equal(test_images.numpy(), source_images)
+    np.testing.assert_array_equal(test_labels.numpy(), source_labels)
+    assert [len(batch[0]) for batch in data.predict_dataloader()] == [150, 150, 60]
+    assert all(len(batch) == 1 for batch in data.predict_dataloader())
+
+
+class Brighten(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images + 1
+
+
+@pytest.mark.parametrize(("training", "offset"), [(True, 1), (False, 0)])
+def test_batches_are_scaled_and_augmented_in_training_only(training: bool, offset: int) -> None:
+    data = UCIDigits(augmentation=Brighten())
+    data.trainer = L.Trainer(logger=False, enable_progress_bar=False, accelerator="cpu", enable_checkpointing=False)
+    data.trainer.strategy.connect(DigitClassifier(MLP()))
+    data.trainer.training = training
+    raw = torch.arange(2 * 784).reshape(2, 28, 28).byte()
+    images, labels = data.on_after_batch_transfer((raw, torch.tensor([1, 2])), 0)
+    assert images.shape == (2, 1, 28, 28)
+    np.testing.assert_allclose(images[:, 0].numpy(), raw.numpy() / 255 + offset, rtol=1e-6)
+    assert labels.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"eval_batch_size": -1}, "eval_batch_size must be at least 1, got -1"),
+        ({"val_fraction": 0.0}, r"val_fraction must be inside \(0, 1\), got 0.0"),
+        ({"val_fraction": 1.0}, r"val_fraction must be inside \(0, 1\), got 1.0"),
+    ],
+)
+def test_values_out_of_range_are_refused(kwargs: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        UCIDigits(**kwargs)
+
+
+def test_a_fraction_that_leaves_a_split_empty_is_refused() -> None:
+    with pytest.raises(InputError, match=r"val_fraction 0.0001 of 1437 images leaves a split empty"):
+        ready(val_fraction=1e-4)
+
+
+def test_labels_outside_0_to_9_are_refused() -> None:
+    class Wrong(DigitDataModule):
+        def load(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+            return np.zeros((5, 28, 28), np.uint8), np.array([0, 1, 2, 3, 10])
+
+    with pytest.raises(InputError, match="labels must be 0-9, got 0 to 10 in the train split of Wrong"):
+        Wrong().setup("fit")
+
+
+def test_fit_never_reads_the_test_split() -> None:
+    read = []
+
+    class Watched(UCIDigits):
+        def load(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+            read.append(split)
+            return super().load(split)
+
+    model = DigitClassifier(MLP((8,)))
+    data = Watched()
+    run = L.Trainer(fast_dev_run=True, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu")
+    run.fit(model, data)
+    run.validate(model, data, verbose=False)
+    assert read == ["train"]  # once: setup is idempotent
+    run.test(model, data, verbose=False)
+    assert read == ["train", "test"]
+
+
+def test_uci_digits_are_scikit_learns_fixed_and_stratified() -> None:
+    data = UCIDigits()
+    (train, train_labels), (test, test_labels) = data.load("train"), data.load("test")
+    assert (train.shape, test.shape) == ((1437, 28, 28), (360, 28, 28))
+    assert train.dtype == np.uint8
+    everything = np.concatenate([train_labels, test_labels])
+    np.testing.assert_array_equal(np.bincount(everything), np.bincount(load_digits().target))
+    # Stratified: a digit's share of the test set is its share of all, to the nearest image.
+    assert np.abs(np.bincount(test_labels) - np.bincount(everything) / 5).max() < 1
+    np.testing.assert_array_equal(test, UCIDigits().load("test")[0])
+    # Digits in a frame of four black pixels, as MNIST's are, with as much ink as the originals.
+    assert train[:, :4].max() == train[:, -4:].max() == train[:, :, :4].max() == train[:, :, -4:].max() == 0
+    ink = load_digits().images.mean() / 16 * 255 * (20 / 28) ** 2
+    assert np.concatenate([train, test]).mean() == pytest.approx(ink, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "x has 0 bytes instead of 14"),
+        (b"\0\0\x08\x01\0\0\0\x06abcde", "x has 13 bytes instead of 14"),
+        (b"\0\0\x08\x01\0\0\0\x06abcdefg", "x has 15 bytes instead of 14"),
+        (b"\0\0\x0d\x01\0\0\0\x06abcdef", "x is no IDX file of .6,. bytes: it starts with 00000d0100000006"),
+        (b"\0\0\x08\x01\0\0\0\x07abcdef", "it starts with 0000080100000007"),
+    ],
+)
+def test_idx_files_of_another_size_or_kind_are_refused(content: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_idx(content, "x", (6,))
+
+
+def test_idx_content_is_read() -> None:
+    array = parse_idx(b"\0\0\x08\x02\0\0\0\x02\0\0\0\x03abcdef", "x", (2, 3))
+    np.testing.assert_array_equal(array, [[97, 98, 99], [100, 101, 102]])
+    assert array.flags.writeable
