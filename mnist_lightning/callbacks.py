@@ -236,15 +236,17 @@ class ReportWriter(Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write ``metrics.json``."""
+        from mnist_lightning.evaluation import metrics  # here, since scikit-learn takes a while to import
+
         assert isinstance(pl_module, DigitClassifier)
-        results = pl_module.test_results
-        confusion = results["confusion_matrix"].tolist()
+        assert pl_module.test_counts is not None
+        confusion = pl_module.test_counts.cpu().numpy()
         self.metrics = {
             "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
-            "num_examples": sum(map(sum, confusion)),
-            "accuracy": trainer.callback_metrics["test/acc"].item(),
+            "num_examples": int(confusion.sum()),
             "loss": trainer.callback_metrics["test/loss"].item(),
-            **{name: value.tolist() for name, value in results.items()},
+            **metrics.from_confusion(confusion),
+            "confusion_matrix": confusion.tolist(),
         }
         if trainer.is_global_zero:
             self.folder.mkdir(exist_ok=True)

@@ -1,6 +1,8 @@
 """Checkpoints are untrusted files: weights and plain values are read, anything else is refused."""
 
+import inspect
 import re
+import warnings
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,7 +20,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         InputError: If the file is no Lightning checkpoint, is damaged, or holds anything else.
     """
     try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        with warnings.catch_warnings(action="ignore"):  # of how the file was pickled: what matters is told below
+            checkpoint = torch.load(path, weights_only=True, map_location="cpu")
     except (UnpicklingError, OSError, RuntimeError, EOFError, ValueError, LookupError) as error:
         if code := re.search(r"GLOBAL:? ([\w.]+)", str(error)):
             raise InputError(
@@ -28,6 +31,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise InputError(f"{path} is no Lightning checkpoint: it has no state_dict; give one that fit wrote")
     return checkpoint
+
+
+def check_made_by(path: Path, checkpoint: dict[str, Any], model_class: type) -> None:
+    """Check that a checkpoint's hyperparameters are some that the class takes.
+
+    Raises:
+        InputError: If one of them is not; the first such is named.
+    """
+    known = inspect.signature(model_class).parameters
+    for name in checkpoint.get("hyper_parameters", {}):
+        if not name.startswith("_") and name not in known:  # Lightning's own begin with an underscore
+            raise InputError(f"{path} is no checkpoint of {model_class.__name__}, which takes no {name}")
 
 
 def check_fits(path: Path, state_dict: dict[str, Any], model: nn.Module) -> None:

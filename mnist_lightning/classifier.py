@@ -9,14 +9,8 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-    MulticlassPrecision,
-    MulticlassRecall,
-)
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from mnist_lightning.errors import InputError
 
@@ -27,7 +21,7 @@ class DigitClassifier(L.LightningModule):
     """Classify digits with a network, cross-entropy and accuracy.
 
     It logs ``<stage>/loss`` and ``<stage>/acc`` once per epoch, and the learning rate as ``lr``. After a test epoch
-    ``test_results`` holds what ``test_metrics`` computed.
+    ``test_counts`` is the confusion matrix ``(10, 10)``: rows true, columns predicted.
 
     Args:
         net: Network from float images ``(B, 1, 28, 28)`` in [0, 1] to logits ``(B, 10)``.
@@ -62,16 +56,8 @@ class DigitClassifier(L.LightningModule):
         for stage in ("train", "val", "test"):
             setattr(self, f"{stage}_loss", MeanMetric())
             setattr(self, f"{stage}_acc", MulticlassAccuracy(average="micro", **per_class))
-        self.test_metrics = MetricCollection(
-            {
-                "precision_macro": MulticlassPrecision(average="macro", **per_class),
-                "recall_macro": MulticlassRecall(average="macro", **per_class),
-                "f1_macro": MulticlassF1Score(average="macro", **per_class),
-                "per_digit": MulticlassAccuracy(average="none", **per_class),
-                "confusion_matrix": MulticlassConfusionMatrix(**per_class),  # rows true, columns predicted
-            }
-        )
-        self.test_results: dict[str, Tensor] = {}
+        self.test_confusion = MulticlassConfusionMatrix(**per_class)  # rows true, columns predicted
+        self.test_counts: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits ``(B, 10)`` of float images ``(B, 1, 28, 28)`` in [0, 1]."""
@@ -102,7 +88,7 @@ class DigitClassifier(L.LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add the batch to the test metrics."""
         _, logits = self._step(batch, "test")
-        self.test_metrics.update(logits, batch[1])
+        self.test_confusion.update(logits, batch[1])
 
     def on_train_epoch_start(self) -> None:
         """Log the learning rate the epoch starts with: at its end the scheduler has already moved on."""
@@ -117,10 +103,10 @@ class DigitClassifier(L.LightningModule):
         self._log_epoch("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log the test metrics and keep the detailed ones in ``test_results``."""
+        """Log the test metrics and keep the confusion matrix in ``test_counts``."""
         self._log_epoch("test")
-        self.test_results = self.test_metrics.compute()
-        self.test_metrics.reset()
+        self.test_counts = self.test_confusion.compute()
+        self.test_confusion.reset()
 
     def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Classify a batch whose first element is the images; labels, if there are any, are not used.

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_lightning import runs
 from mnist_lightning.callbacks import EpochLines, PredictionWriter, ReportWriter, RunRecord, SaveRunConfig
-from mnist_lightning.checkpoints import check_fits, load_checkpoint
+from mnist_lightning.checkpoints import check_fits, check_made_by, load_checkpoint
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import mnist, uci  # noqa: F401  --data finds them by their names once they are imported
 from mnist_lightning.data.base import DigitDataModule
@@ -81,7 +81,9 @@ class DigitCLI(LightningCLI):
         self.request = resolve(args)
         self.state_dict: dict[str, Any] = {}
         if self.request.checkpoint is not None:
-            self.state_dict = load_checkpoint(self.request.checkpoint)["state_dict"]
+            checkpoint = load_checkpoint(self.request.checkpoint)
+            check_made_by(self.request.checkpoint, checkpoint, DigitClassifier)
+            self.state_dict = checkpoint["state_dict"]
         self.config = parser.parse_args(self.request.args)
 
     def instantiate_classes(self) -> None:
@@ -122,6 +124,8 @@ class DigitCLI(LightningCLI):
                 loggers = [TensorBoardLogger(folder)]
             else:
                 callbacks.append(PredictionWriter(folder))
+        if config.fast_dev_run:
+            self._get(self.config_init, "checkpoint").save_last = False  # Lightning 2.6 would save that one even so
         if config.logger in (None, True):
             settings["logger"] = loggers or False
         if config.enable_progress_bar is not False and not sys.stdout.isatty():

@@ -32,11 +32,12 @@ def curves(history: Sequence[Mapping[str, str]]) -> Figure:
             if points:
                 marker = "o" if len(points) < 30 else None
                 axis.plot(*zip(*points, strict=True), label=NAMES[stage], marker=marker, markersize=4, **style)
-        axis.set_xlabel("Epoch (from 0)")
+        axis.set_xlabel("Epoch (the first is 0)")
         axis.set_title(label)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
-        axis.legend()
+        if axis.lines:
+            axis.legend()
     axes[0].yaxis.set_major_formatter(PercentFormatter(xmax=1))
     return figure
 
