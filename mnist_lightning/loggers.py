@@ -43,10 +43,11 @@ class TensorBoardLogger(LightningTensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # noqa: D102
-        super().log_metrics(metrics, step)
+        remaining = dict(metrics)
         if self._pending and all(name in metrics for name in HPARAMS_METRICS):
             params, self._pending = self._pending, {}
-            super().log_hyperparams(params, {name: metrics[name] for name in HPARAMS_METRICS}, step)
+            super().log_hyperparams(params, {name: remaining.pop(name) for name in HPARAMS_METRICS}, step)
+        super().log_metrics(remaining, step)
 
     @rank_zero_only
     def log_graph(self, model: LightningModule, input_array: Any = None) -> None:  # type: ignore[override]  # noqa: D102
