@@ -50,6 +50,7 @@ class RunRecord(Callback):
         self.folder = folder
         self.continues = continues
         self.seed = seed
+        self.device = ""
         self.start: float | None = None
         self.earlier_seconds = 0.0
         self.best_val_acc: float | None = None
@@ -91,11 +92,13 @@ class RunRecord(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what is going to be trained, and start the clock: data are loaded, nothing is trained."""
+        device = pl_module.device  # asked now: when fit has ended, Lightning has moved the module back to the CPU
+        self.device = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
         if trainer.is_global_zero:
             data = trainer.datamodule  # type: ignore[attr-defined]
             print(
                 f"{type(data).__name__}: {len(data.train_set):,} training and {len(data.val_set):,} validation images. "
-                f"{type(pl_module.net).__name__}: {_num_parameters(pl_module):,} parameters on {_device(pl_module)}. "
+                f"{type(pl_module.net).__name__}: {_num_parameters(pl_module):,} parameters on {self.device}. "
                 f"Run folder: {self.folder}",
                 flush=True,
             )
@@ -123,7 +126,7 @@ class RunRecord(Callback):
             "verb": "fit",
             "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
             "seed": self.seed,
-            "device": _device(pl_module),
+            "device": self.device,
             "devices": trainer.world_size,
             "precision": str(trainer.precision),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
@@ -140,11 +143,6 @@ class RunRecord(Callback):
             from mnist_lightning.evaluation import figures  # here, since matplotlib takes a while to import
 
             figures.save(figures.curves(history), self.folder / "curves.png")
-
-
-def _device(module: L.LightningModule) -> str:
-    device = module.device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def _num_parameters(module: L.LightningModule) -> int:
@@ -180,10 +178,10 @@ class PredictionWriter(BasePredictionWriter):
             return
         merged = {name: torch.cat([rank[name] for rank in ranks]) for name in own}
         order = merged["index"].argsort()
-        columns = (merged["index"], merged["digit"], merged["confidence"], merged["probabilities"])
+        names = ("index", "digit", "confidence", "probabilities")
+        columns = [merged[name][order].tolist() for name in names]
         lines = ["index,digit,confidence," + ",".join(f"p{digit}" for digit in range(10))]
-        for index, digit, *values in zip(*(column[order].tolist() for column in columns), strict=True):
-            confidence, probabilities = values
+        for index, digit, confidence, probabilities in zip(*columns, strict=True):
             # Nine digits keep a float32 exactly.
             lines.append(f"{index},{digit}," + ",".join(f"{value:.9g}" for value in (confidence, *probabilities)))
         write_atomic(self.path, "\n".join(lines) + "\n")
