@@ -10,6 +10,7 @@ from torchmetrics.functional.classification import multiclass_f1_score, multicla
 from mnist_lightning.evaluation import figures, metrics, report
 
 HISTORY = [
+    {"epoch": "0", "step": "4", "train/acc": "", "train/loss": "", "val/acc": "0.55", "val/loss": "1.4"},
     {"epoch": "0", "step": "9", "train/acc": "0.5", "train/loss": "1.5", "val/acc": "0.6", "val/loss": "1.2"},
     {"epoch": "1", "step": "19", "train/acc": "0.7", "train/loss": "0.9", "val/acc": "", "val/loss": ""},
 ]
@@ -25,15 +26,15 @@ def drawn(figure: Figure) -> list[dict[str, list[tuple[float, float]]]]:
 def test_curves_draw_what_was_logged() -> None:
     figure = figures.curves(HISTORY)
     accuracy, loss = drawn(figure)
-    assert accuracy == {"training": [(0, 0.5), (1, 0.7)], "validation": [(0, 0.6)]}
-    assert loss == {"training": [(0, 1.5), (1, 0.9)], "validation": [(0, 1.2)]}
+    assert accuracy == {"training": [(1, 0.5), (2, 0.7)], "validation": [(0.5, 0.55), (1, 0.6)]}
+    assert loss == {"training": [(1, 1.5), (2, 0.9)], "validation": [(0.5, 1.4), (1, 1.2)]}
     assert [axis.get_title() for axis in figure.axes] == ["Accuracy", "Loss (cross-entropy, nats)"]
-    assert all(axis.get_xlabel() == "Epoch (the first is 0)" for axis in figure.axes)
+    assert all(axis.get_xlabel() == "Epochs trained" for axis in figure.axes)
 
 
 def test_curves_of_a_run_that_logged_only_training(tmp_path: Path) -> None:
     figure = figures.curves([{"epoch": "0", "step": "9", "train/loss": "1"}])
-    assert drawn(figure) == [{}, {"training": [(0, 1)]}]
+    assert drawn(figure) == [{}, {"training": [(1, 1)]}]
     figures.save(figure, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 

@@ -21,18 +21,23 @@ def curves(history: Sequence[Mapping[str, str]]) -> Figure:
     validation curve may well lie above the training curve.
 
     Args:
-        history: Rows of ``metrics.csv``; those with an ``epoch`` and any of ``train/acc``, ``train/loss``,
-            ``val/acc`` (fractions) and ``val/loss`` (nats) are drawn.
+        history: Rows of ``metrics.csv``, at least one; those with any of ``train/acc``, ``train/loss``, ``val/acc``
+            (fractions) and ``val/loss`` (nats) are drawn.
     """
+    # Validation may run in the middle of an epoch, so a point's place follows from its update.
+    first = next((row for row in history if row.get("train/loss")), history[0])
+    updates_per_epoch = (int(first["step"]) + 1) / (int(first["epoch"]) + 1)
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, metric, label in zip(axes, ("acc", "loss"), ("Accuracy", "Loss (cross-entropy, nats)"), strict=True):
         for stage, style in STYLES.items():
-            points = [(int(row["epoch"]), float(row[key])) for row in history if row.get(key := f"{stage}/{metric}")]
-            if points:
-                marker = "o" if len(points) < 30 else None
-                axis.plot(*zip(*points, strict=True), label=NAMES[stage], marker=marker, markersize=4, **style)
-        axis.set_xlabel("Epoch (the first is 0)")
+            rows = [row for row in history if row.get(f"{stage}/{metric}")]
+            if rows:
+                epochs = [(int(row["step"]) + 1) / updates_per_epoch for row in rows]
+                values = [float(row[f"{stage}/{metric}"]) for row in rows]
+                marker = "o" if len(rows) < 30 else None
+                axis.plot(epochs, values, label=NAMES[stage], marker=marker, markersize=4, **style)
+        axis.set_xlabel("Epochs trained")
         axis.set_title(label)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
