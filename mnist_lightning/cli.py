@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentError
+from jsonargparse._typehints import ActionTypeHint
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -27,10 +28,30 @@ from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.errors import InputError, condense
 from mnist_lightning.evaluation import report
 from mnist_lightning.loggers import HistoryLogger, TensorBoardLogger
-from mnist_lightning.request import resolve, runs_root
+from mnist_lightning.request import VERBS, resolve, runs_root
 
 PROGRAM = "python -m mnist_lightning"
+CKPT_PATH = (
+    "A checkpoint file, a run folder (its best checkpoint), or 'best' or 'last' of the newest run; by default the best "
+    "of the newest run. The data settings are the run's own unless flags say otherwise."
+)
+CKPT_PATH_OF_FIT = (
+    "What to resume from: a run folder, or 'last' for the newest run, to go on in that folder with its own settings; "
+    "or another checkpoint file, to start a new run from it. Model settings stay the checkpoint's, whatever the flags."
+)
 DEBUG_SWITCH = "MNIST_LIGHTNING_DEBUG"
+
+
+_known_subclasses = ActionTypeHint.extra_help
+
+
+def _few_known_subclasses(action: ActionTypeHint) -> str:
+    """Leave out of --help the list of every nn.Module there is: some 600 lines, twice."""
+    text: str = _known_subclasses(action)  # type: ignore[no-untyped-call]
+    return text if len(text) < 2000 else ", any import path of such a class"
+
+
+ActionTypeHint.extra_help = _few_known_subclasses  # type: ignore[method-assign]
 
 
 class DigitCLI(LightningCLI):
@@ -53,6 +74,18 @@ class DigitCLI(LightningCLI):
             },
             args=list(args),
         )
+
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        """Build the parser, and say in --help what Lightning's own docstrings leave out or say otherwise."""
+        super().setup_parser(*args, **kwargs)
+        assert self.parser._subcommands_action is not None
+        for choice in self.parser._subcommands_action._choices_actions:
+            choice.help = VERBS[choice.dest]
+        for verb, parser in self._subcommand_parsers.items():
+            parser.description = VERBS[verb]
+            options = {action.dest: action for action in parser._actions}
+            options["ckpt_path"].help = CKPT_PATH_OF_FIT if verb == "fit" else CKPT_PATH
+            options["trainer.default_root_dir"].help = "Folder of lightning_logs; by default where you are."
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

@@ -10,7 +10,12 @@ import yaml
 
 from mnist_lightning import runs
 
-VERBS = ("fit", "validate", "test", "predict")
+VERBS = {
+    "fit": "Train, and keep the checkpoint with the best validation accuracy.",
+    "validate": "Measure a checkpoint on the validation images.",
+    "test": "Measure a checkpoint on the test images, and write a report.",
+    "predict": "Classify the test images, and write predictions.csv.",
+}
 
 
 class Request(NamedTuple):

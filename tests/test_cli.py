@@ -266,6 +266,20 @@ def test_without_loggers_or_a_bar_there_is_still_a_record(capfd: pytest.CaptureF
     assert "Epoch 0" not in capfd.readouterr().out
 
 
+def test_help_says_what_is_true_here_and_lists_no_hundreds_of_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    for args in (["--help"], ["test", "--help"], ["fit", "--data.help", "MNIST"]):
+        with pytest.raises(SystemExit) as exit_:
+            main(args)
+        assert exit_.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "test Measure a checkpoint on the test images, and write a report." in text
+    assert "by default the best of the newest run" in text
+    assert "mnist_lightning.UCIDigits" in text
+    assert "MNIST_LIGHTNING_DATA sets the default" in text
+    assert "torch.nn.Linear" not in text
+    assert "--weights_only" not in text  # nobody can turn it off
+
+
 BAD = {
     "no run yet": (
         ["test"],
