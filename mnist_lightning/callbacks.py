@@ -24,17 +24,21 @@ PACKAGES = ("mnist-lightning", "torch", "torchvision", "lightning", "torchmetric
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes the configuration of ``fit`` into the run folder, also when the run is continued there."""
+    """Writes the configuration of ``fit`` into the run folder once training starts, also when a run is continued."""
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, folder: Path) -> None:
-        super().__init__(parser, config, save_to_log_dir=False)
+        super().__init__(parser, config)
         self.folder = folder
 
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write nothing yet: a resumed run whose new settings turn out not to work keeps its old ones."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write ``config.yaml``; a checkpoint to resume from is no part of the recipe and is left out."""
-        config = self.config.clone()
-        config.ckpt_path = None
-        write_atomic(self.folder / runs.CONFIG, self.parser.dump(config, skip_none=False))
+        if trainer.is_global_zero:
+            config = self.config.clone()
+            config.ckpt_path = None
+            write_atomic(self.folder / runs.CONFIG, self.parser.dump(config, skip_none=False))
 
 
 class RunRecord(Callback):
@@ -55,7 +59,6 @@ class RunRecord(Callback):
         self.earlier_seconds = 0.0
         self.best_val_acc: float | None = None
         self.best_epoch: int | None = None
-        self.summary: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run goes on from."""
@@ -81,7 +84,7 @@ class RunRecord(Callback):
             return os.path.join(own.dirpath or "", os.path.basename(path)) if path else path
 
         for state in checkpoint["callbacks"].values():
-            if "best_k_models" in state:
+            if "best_k_models" in state:  # a ModelCheckpoint's
                 state["dirpath"] = own.dirpath
                 state["best_k_models"] = {here(path): score for path, score in state["best_k_models"].items()}
                 for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
@@ -122,7 +125,7 @@ class RunRecord(Callback):
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        self.summary = {
+        record = {
             "verb": "fit",
             "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
             "seed": self.seed,
@@ -137,7 +140,7 @@ class RunRecord(Callback):
             "best_epoch": self.best_epoch,  # counted from 0, as in metrics.csv
             "num_parameters": _num_parameters(pl_module),
         }
-        write_atomic(self.folder / "run.json", json.dumps(self.summary, indent=2) + "\n")
+        write_atomic(self.folder / "run.json", json.dumps(record, indent=2) + "\n")
         history = read_history(self.folder / "metrics.csv")
         if history:
             from mnist_lightning.evaluation import figures  # here, since matplotlib takes a while to import
@@ -159,6 +162,7 @@ class PredictionWriter(BasePredictionWriter):
     def __init__(self, folder: Path) -> None:
         super().__init__(write_interval="epoch")
         self.path = folder / "predictions.csv"
+        self.written = False
 
     def write_on_epoch_end(
         self,
@@ -168,6 +172,8 @@ class PredictionWriter(BasePredictionWriter):
         batch_indices: Sequence[Any],
     ) -> None:
         """Gather every rank's predictions, put them in order, and write them whole."""
+        if not predictions:
+            return
         own = {name: torch.cat([batch[name] for batch in predictions]).cpu() for name in predictions[0]}
         own["index"] = torch.tensor([index for loader in batch_indices for batch in loader for index in batch])
         ranks = [own]
@@ -185,6 +191,7 @@ class PredictionWriter(BasePredictionWriter):
             # Nine digits keep a float32 exactly.
             lines.append(f"{index},{digit}," + ",".join(f"{value:.9g}" for value in (confidence, *probabilities)))
         write_atomic(self.path, "\n".join(lines) + "\n")
+        self.written = True
 
 
 class EpochLines(ProgressBar):
@@ -194,6 +201,7 @@ class EpochLines(ProgressBar):
         super().__init__()
         self.enabled = True
         self.epoch = 0
+        self.validated = False
         self.start: float | None = None
 
     def disable(self) -> None:
@@ -207,7 +215,11 @@ class EpochLines(ProgressBar):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the line of the epoch before: only now are its training metrics complete."""
         self._print(trainer)
-        self.epoch, self.start = trainer.current_epoch, time.perf_counter()
+        self.epoch, self.validated, self.start = trainer.current_epoch, False, time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that the epoch has validation metrics of its own."""
+        self.validated = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the last epoch's line."""
@@ -216,8 +228,11 @@ class EpochLines(ProgressBar):
     def _print(self, trainer: L.Trainer) -> None:
         if self.start is not None and self.enabled:
             seconds = time.perf_counter() - self.start
-            metrics = sorted(trainer.callback_metrics.items())
-            values = "  ".join(f"{name} {value.item():<6.4g}" for name, value in metrics)
+            values = "  ".join(
+                f"{name} {value.item():<6.4g}"
+                for name, value in sorted(trainer.callback_metrics.items())
+                if self.validated or not name.startswith("val/")
+            )
             print(f"Epoch {self.epoch}  {values}  {seconds:.1f} s", flush=True)
 
 

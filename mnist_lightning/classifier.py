@@ -31,6 +31,8 @@ class DigitClassifier(L.LightningModule):
             ``step``).
     """
 
+    train_loss: MeanMetric
+
     def __init__(
         self,
         net: nn.Module,
@@ -95,8 +97,9 @@ class DigitClassifier(L.LightningModule):
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's training metrics."""
-        self._log_epoch("train")
+        """Log the epoch's training metrics, unless the epoch was over when the run was resumed."""
+        if self.train_loss.update_called:
+            self._log_epoch("train")
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""

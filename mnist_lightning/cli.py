@@ -1,5 +1,6 @@
 """The command line: fit, validate, test and predict, and what each does when it is told nothing more."""
 
+import json
 import logging
 import os
 import sys
@@ -14,7 +15,7 @@ from jsonargparse import ArgumentError
 from jsonargparse._typehints import ActionTypeHint
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -27,7 +28,7 @@ from mnist_lightning.data import mnist, uci  # noqa: F401  --data finds them by 
 from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.errors import InputError, condense
 from mnist_lightning.evaluation import report
-from mnist_lightning.loggers import HistoryLogger, TensorBoardLogger
+from mnist_lightning.loggers import HistoryLogger, TensorBoardRunLogger
 from mnist_lightning.request import VERBS, resolve, runs_root
 
 PROGRAM = "python -m mnist_lightning"
@@ -103,7 +104,6 @@ class DigitCLI(LightningCLI):
                 "checkpoint.monitor": "val/acc",
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
                 "checkpoint.auto_insert_metric_name": False,
                 "checkpoint.enable_version_counter": False,
             }
@@ -112,12 +112,17 @@ class DigitCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the resolved arguments and check the checkpoint before anything else reads it."""
         self.request = resolve(args)
-        self.state_dict: dict[str, Any] = {}
+        self.checkpoint: dict[str, Any] = {}
         if self.request.checkpoint is not None:
-            checkpoint = load_checkpoint(self.request.checkpoint)
-            check_made_by(self.request.checkpoint, checkpoint, DigitClassifier)
-            self.state_dict = checkpoint["state_dict"]
+            self.checkpoint = load_checkpoint(self.request.checkpoint)
+            check_made_by(self.request.checkpoint, self.checkpoint, DigitClassifier)
         self.config = parser.parse_args(self.request.args)
+        verb = self.config.subcommand
+        if verb != "fit" and self.request.checkpoint is None:
+            raise InputError(f"{verb} must be the first argument, to find its checkpoint")
+        seed = self.config[verb].seed_everything
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise InputError(f"--seed_everything must be in [0, 2**32), got {seed}")
 
     def instantiate_classes(self) -> None:
         """Make the data module, the model and the trainer."""
@@ -125,46 +130,63 @@ class DigitCLI(LightningCLI):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make a trainer that writes into the run folder."""
+        """Check that the checkpoint fits the model, and make a trainer that writes into the run folder."""
+        if self.request.checkpoint is not None:
+            check_fits(self.request.checkpoint, self.checkpoint["state_dict"], self.model)
+            _say(f"Checkpoint: {self.request.checkpoint}{self.request.why}")
         self.folder: Path | None = None
-        with self._folder_discarded_on_bad_input(), _refusals():
+        with self._new_folder_discarded_without_results(), _refusals():
             return super().instantiate_trainer(**self._trainer_settings(), **kwargs)
 
     def _trainer_settings(self) -> dict[str, Any]:
         """Choose the run folder, and what this verb writes there with which callbacks and loggers."""
-        if self.request.checkpoint is not None:
-            check_fits(self.request.checkpoint, self.state_dict, self.model)
-            _say(f"Checkpoint: {self.request.checkpoint}{self.request.why}")
-        if self.subcommand != "fit":
-            self.save_config_callback = None
         config = self._get(self.config_init, "trainer")
+        if config.barebones:
+            raise InputError("--trainer.barebones has no checkpoints and no logs, so it would leave nothing of the run")
         settings: dict[str, Any] = {}
         callbacks: list[Callback] = []
         loggers: list[Logger] = []
+        if self.subcommand != "fit":
+            self.save_config_callback = None
+        if config.fast_dev_run or config.enable_checkpointing is False:
+            self._parser(self.subcommand).callback_keys.remove("checkpoint")
         if self.subcommand != "validate" and not config.fast_dev_run:
             folder = self.folder = self._run_folder()
             settings["default_root_dir"] = str(folder)
             if self.subcommand == "fit":
-                self._get(self.config_init, "checkpoint").dirpath = str(folder / runs.CHECKPOINTS)
-                self.save_config_kwargs = {"folder": folder}
                 continues = self.request.run is not None
-                self.record = RunRecord(folder, self._get(self.config, "seed_everything"), continues)
-                callbacks.append(self.record)
-                loggers = [TensorBoardLogger(folder), HistoryLogger(folder)]
+                callbacks.append(RunRecord(folder, self._get(self.config, "seed_everything"), continues))
+                if config.enable_checkpointing is not False:
+                    callbacks.append(self._last_checkpoint(str(folder / runs.CHECKPOINTS)))
+                self.save_config_kwargs = {"folder": folder}
+                resumed_step = self.checkpoint["global_step"] if continues else None
+                loggers = [TensorBoardRunLogger(folder, resumed_step), HistoryLogger(folder, resumed_step)]
             elif self.subcommand == "test":
                 self.report = ReportWriter(folder)
                 callbacks.append(self.report)
-                loggers = [TensorBoardLogger(folder)]
+                loggers = [TensorBoardRunLogger(folder)]
             else:
-                callbacks.append(PredictionWriter(folder))
-        if config.fast_dev_run:
-            self._get(self.config_init, "checkpoint").save_last = False  # Lightning 2.6 would save that one even so
+                self.predictions = PredictionWriter(folder)
+                callbacks.append(self.predictions)
         if config.logger in (None, True):
             settings["logger"] = loggers or False
-        if config.enable_progress_bar is not False and not sys.stdout.isatty():
+        given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
+        has_bar = any(isinstance(callback, ProgressBar) for callback in given)
+        if not has_bar and config.enable_progress_bar is not False and not sys.stdout.isatty():
             callbacks.append(EpochLines())
         self.trainer_defaults["callbacks"] = callbacks
         return settings
+
+    def _last_checkpoint(self, folder: str) -> ModelCheckpoint:
+        """Put the best checkpoint's callback into the folder, and return one that saves the last epoch there.
+
+        The best one's ``save_last`` would not do: Lightning 2.6 saves that only when there is a new best.
+        """
+        best = self._get(self.config_init, "checkpoint")
+        if best.dirpath is not None or best.filename != "best":
+            raise InputError("--checkpoint.dirpath and filename are fixed: test must find the best checkpoint")
+        best.dirpath = folder
+        return ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
 
     def _run_folder(self) -> Path:
         if self.request.run is not None:
@@ -173,17 +195,19 @@ class DigitCLI(LightningCLI):
         return runs.claim(self.request.root) if _is_rank_zero() else self.request.root
 
     @contextmanager
-    def _folder_discarded_on_bad_input(self) -> Iterator[None]:
+    def _new_folder_discarded_without_results(self) -> Iterator[None]:
         try:
             yield
-        except (InputError, MisconfigurationException):
-            if self.folder is not None and self.request.run is None and _is_rank_zero():
+        except BaseException:
+            trainer: Trainer | None = getattr(self, "trainer", None)
+            trained = trainer is not None and trainer.global_step not in (0, self.checkpoint.get("global_step"))
+            if self.folder is not None and self.request.run is None and not trained and _is_rank_zero():
                 runs.discard(self.folder)
             raise
 
     def fit(self, **kwargs: Any) -> None:
         """Train."""
-        with self._folder_discarded_on_bad_input():
+        with self._new_folder_discarded_without_results():
             self.trainer.fit(weights_only=True, **kwargs)
 
     def validate(self, **kwargs: Any) -> None:
@@ -192,12 +216,12 @@ class DigitCLI(LightningCLI):
 
     def test(self, **kwargs: Any) -> None:
         """Measure the checkpoint on the test images."""
-        with self._folder_discarded_on_bad_input():
+        with self._new_folder_discarded_without_results():
             self.trainer.test(weights_only=True, verbose=False, **kwargs)
 
     def predict(self, **kwargs: Any) -> None:
         """Classify the test images."""
-        with self._folder_discarded_on_bad_input():
+        with self._new_folder_discarded_without_results():
             self.trainer.predict(weights_only=True, return_predictions=False, **kwargs)
 
     @rank_zero_only
@@ -206,27 +230,37 @@ class DigitCLI(LightningCLI):
         if self.folder is None:
             print("fast_dev_run: nothing was written")
             return
-        # From another folder of runs, the next command must say where to look.
-        where = "" if self.request.root == runs_root(None) else f" --ckpt_path {self.folder}"
-        print(f"\n{report.fit_table(self.record.summary, str(self.folder))}\n\nNext: {PROGRAM} test{where}")
+        record = json.loads((self.folder / "run.json").read_text())  # a spawned process may have written it
+        print(f"\n{report.fit_table(record, str(self.folder))}\n")
+        if self.checkpoint.get("global_step") == record["global_step"]:
+            print(f"Nothing was left to train; to go on, raise --trainer.max_epochs above {record['epochs']}.")
+        if (self.folder / runs.CHECKPOINTS / "best.ckpt").exists():
+            home = runs_root(None)
+            found = self.folder.parent == home and runs.newest(home) == self.folder
+            print(f"Next: {PROGRAM} test{'' if found else f' --ckpt_path {self.folder}'}")
 
     @rank_zero_only
     def after_validate(self) -> None:
         """Print the validation figures."""
         metrics = self.trainer.callback_metrics
-        print(f"\nvalidation accuracy {metrics['val/acc']:.2%}   loss {metrics['val/loss']:.4f}")
+        if metrics:
+            print(f"\nvalidation accuracy {metrics['val/acc']:.2%}   loss {metrics['val/loss']:.4f}")
+        else:
+            print("Nothing was measured.")
 
     @rank_zero_only
     def after_test(self) -> None:
         """Print the test figures."""
-        if self.folder is not None:
+        if self.folder is not None and self.report.metrics:
             print(f"\n{report.test_table(self.report.metrics)}\n\nWritten: {self.report.folder / 'metrics.json'}")
+        else:
+            print("Nothing was written.")
 
     @rank_zero_only
     def after_predict(self) -> None:
         """Say where the predictions are."""
-        if self.folder is not None:
-            print(f"Written: {self.folder / 'predictions.csv'}")
+        written = self.folder is not None and self.predictions.written
+        print(f"Written: {self.predictions.path}" if written else "Nothing was written.")
 
 
 @contextmanager
@@ -234,7 +268,7 @@ def _refusals() -> Iterator[None]:
     """A value that a class refuses when it is made from the configuration is the user's to mend."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(str(error)) from error
 
 
@@ -262,11 +296,14 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", message=f".*{message}")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(f"{name}.utilities.rank_zero").addFilter(_is_news)
+    logging.getLogger("lightning.fabric.utilities.seed").addFilter(_is_news)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
     told_better = (
         "💡 Tip",
+        "Seed set to",  # run.json has it
+        "GPU available",  # fit says which device it trains on
         "TPU available: False",
         "Restoring states from",
         "Restored all states from",

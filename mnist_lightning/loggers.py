@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.loggers import TensorBoardLogger as LightningTensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_lightning.classifier import DigitClassifier
+from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomic
 
 HPARAMS_METRICS = ("val/loss", "val/acc")
 
 
-class TensorBoardLogger(LightningTensorBoardLogger):
+class TensorBoardRunLogger(TensorBoardLogger):
     """Lightning's TensorBoard logger, with the network's graph and an HPARAMS tab that shows real metrics.
 
     Lightning writes the hyperparameters before there is any metric, so the HPARAMS tab stays empty or shows -1.
@@ -28,10 +28,11 @@ class TensorBoardLogger(LightningTensorBoardLogger):
 
     Args:
         folder: The run folder.
+        resumed_step: How many updates the run had made where it is continued; what it logged later is forgotten.
     """
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(save_dir=folder, name="", version="", default_hp_metric=False)
+    def __init__(self, folder: Path, resumed_step: int | None = None) -> None:
+        super().__init__(save_dir=folder, name="", version="", default_hp_metric=False, purge_step=resumed_step)
         self._pending: dict[str, Any] = {}
 
     @rank_zero_only
@@ -69,16 +70,20 @@ class HistoryLogger(Logger):
     """Writes ``metrics.csv``: one row per step that logged anything, one column per metric.
 
     Lightning's CSVLogger starts afresh when a run is resumed, and splits training and validation of an epoch into
-    two rows. This one continues the file it finds; a step that is logged again replaces its earlier row.
+    two rows. This one continues the file it finds.
 
     Args:
         folder: The run folder.
+        resumed_step: How many updates the run had made where it is continued; what it logged later is forgotten.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, resumed_step: int | None = None) -> None:
         super().__init__()
         self.path = folder / "metrics.csv"
-        self._rows: dict[int, dict[str, Any]] = {int(row["step"]): row for row in read_history(self.path)}
+        rows = {int(row["step"]): row for row in read_history(self.path)}
+        self._rows: dict[int, dict[str, Any]] = {
+            step: row for step, row in rows.items() if resumed_step is None or step < resumed_step
+        }
 
     @property
     def name(self) -> str:  # noqa: D102
@@ -109,8 +114,15 @@ class HistoryLogger(Logger):
 
 
 def read_history(path: Path) -> list[dict[str, str]]:
-    """Read a ``metrics.csv``: a mapping from column to text per row, ``""`` for what a step did not log."""
+    """Read a ``metrics.csv``: a mapping from column to text per row, ``""`` for what a step did not log.
+
+    Raises:
+        InputError: If the file is damaged.
+    """
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    with path.open(newline="", errors="replace") as file:
+        rows = list(csv.DictReader(file))
+    if not all((row.get(name) or "").isdecimal() for row in rows for name in ("epoch", "step")):
+        raise InputError(f"{path} is damaged: a row has no epoch or step; move it away to go on without the history")
+    return rows

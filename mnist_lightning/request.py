@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from mnist_lightning import runs
+from mnist_lightning.errors import InputError
 
 VERBS = {
     "fit": "Train, and keep the checkpoint with the best validation accuracy.",
@@ -36,9 +37,11 @@ def resolve(args: Sequence[str]) -> Request:
     The run's settings come first, so whatever the user gives overrides them.
 
     Raises:
-        InputError: If there is no such checkpoint, or no run yet.
+        InputError: If there is no such checkpoint, no run yet, or an option before the verb.
     """
     verb = args[0] if args else None
+    if verb not in VERBS and (late := [arg for arg in args if arg in VERBS]):
+        raise InputError(f"options come after the verb: begin with {late[0]}, got {verb}")
     if verb not in VERBS or any(arg in ("-h", "--help") or arg.startswith("--print_config") for arg in args):
         return Request(list(args), runs_root(None), None, None)
     given = _look_ahead(args[1:])
@@ -54,7 +57,11 @@ def resolve(args: Sequence[str]) -> Request:
     if run is not None and verb == "fit":
         settings = ["--config", str(run / runs.CONFIG)]
     elif run is not None:
-        data = yaml.safe_load((run / runs.CONFIG).read_text())["data"]
+        data = _read_yaml(run / runs.CONFIG).get("data")
+        if not isinstance(data, dict):
+            raise InputError(
+                f"{run / runs.CONFIG} is damaged: it has no data settings; give --data and a checkpoint file"
+            )
         settings = ["--config", json.dumps({"data": data})]
     if verb == "fit" and checkpoint.name != "last.ckpt":
         run = None  # another branch from an older state: the run it comes from stays as it is
@@ -67,16 +74,22 @@ def runs_root(default_root_dir: str | None) -> Path:
     return Path(default_root_dir or "") / "lightning_logs"
 
 
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """Return the settings in a file, none if it cannot be read or holds no settings."""
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
 def _look_ahead(args: Sequence[str]) -> dict[str, str | None]:
     """Read two settings from flags and configuration files before the parser itself does; the last one given wins."""
     found: dict[str, str | None] = {"ckpt_path": None, "trainer.default_root_dir": None}
 
     class FromConfig(argparse.Action):
         def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
-            try:
-                config = yaml.safe_load(Path(value).read_text())
-            except (OSError, ValueError, yaml.YAMLError):
-                return  # the parser will say what is wrong with it
+            config = _read_yaml(Path(value))  # what is wrong with it, the parser will say
             for name in found:
                 node: Any = config
                 for key in name.split("."):

@@ -103,8 +103,7 @@ def test_fit_writes_the_run_folder_and_says_what_next(run: Path, capsys: pytest.
 
 def test_fit_prints_a_line_per_epoch_a_table_and_the_next_command(capfd: pytest.CaptureFixture[str]) -> None:
     assert main([*FIT, "--trainer.max_epochs", "2"]) == 0
-    out, err = capfd.readouterr()
-    lines = out.splitlines()
+    lines = capfd.readouterr().out.splitlines()
     assert lines[0] == (
         "UCIDigits: 1,150 training and 287 validation images. MLP: 109,386 parameters on cpu. "
         "Run folder: lightning_logs/version_0"
@@ -115,8 +114,11 @@ def test_fit_prints_a_line_per_epoch_a_table_and_the_next_command(capfd: pytest.
         assert f"{name} {float(row[name]):<6.4g}" in lines[1]
     assert lines[4].startswith("Best validation accuracy")
     assert lines[-1] == "Next: python -m mnist_lightning test"
-    assert "Warning" not in err
-    assert "deprecated" not in err
+
+
+def test_a_normal_start_makes_no_noise() -> None:
+    command = [sys.executable, "-m", "mnist_lightning", *FIT, "--trainer.max_epochs", "1"]
+    assert subprocess.run(command, capture_output=True, text=True).stderr == ""
 
 
 def test_test_without_a_checkpoint_uses_the_newest_runs_best_and_its_data(
@@ -222,6 +224,73 @@ def test_a_resumed_run_does_not_replace_the_best_checkpoint_by_a_worse_one(run: 
     assert (Path(moved) / "checkpoints/best.ckpt").read_bytes() == best
     now = json.loads((Path(moved) / "run.json").read_text())
     assert (now["best_val_acc"], now["best_epoch"]) == (1.0, record["best_epoch"])
+
+
+def test_the_last_checkpoint_is_the_last_epochs_also_when_another_was_best() -> None:
+    # The accuracy grows, so by this measure the first epoch is the best.
+    assert main([*FIT, "--trainer.max_epochs", "3", "--checkpoint.mode", "min"]) == 0
+    for name, epoch in (("best", 0), ("last", 2)):
+        assert torch.load(RUN / f"checkpoints/{name}.ckpt", weights_only=True)["epoch"] == epoch
+    before = read_history(RUN / "metrics.csv")
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "4"]) == 0
+    assert read_history(RUN / "metrics.csv")[:3] == before
+    assert torch.load(RUN / "checkpoints/best.ckpt", weights_only=True)["epoch"] == 0
+
+
+@pytest.mark.parametrize(
+    "rhythm", [["--trainer.check_val_every_n_epoch", "2"], ["--trainer.val_check_interval", "0.25"]]
+)
+def test_resuming_keeps_the_history_whatever_the_rhythm_of_validation(rhythm: list[str]) -> None:
+    assert main([*FIT, "--trainer.max_epochs", "2", *rhythm]) == 0
+    before = read_history(RUN / "metrics.csv")
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "4"]) == 0
+    history = read_history(RUN / "metrics.csv")
+    assert history[: len(before)] == before
+    assert len(history) == 2 * len(before)
+
+
+def test_resuming_a_finished_run_says_so_and_a_failed_resume_changes_nothing(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--ckpt_path", "last"]) == 0
+    assert "Nothing was left to train; to go on, raise --trainer.max_epochs above 4." in capsys.readouterr().out
+    before = {name: content for name, content in snapshot(run).items() if "events" not in name}
+    with pytest.raises(ValueError, match="val_check_interval"):
+        main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "6", "--trainer.val_check_interval", "1000"])
+    after = {name: content for name, content in snapshot(run).items() if "events" not in name}
+    assert after.keys() == before.keys()
+    assert after["config.yaml"] == before["config.yaml"]
+    assert after["metrics.csv"] == before["metrics.csv"]
+
+
+def test_next_names_the_run_where_a_plain_test_would_take_another(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    moved = shutil.move(run, tmp_path / "moved")
+    assert main(["fit", "--ckpt_path", str(moved), "--trainer.max_epochs", "5"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"Next: python -m mnist_lightning test --ckpt_path {moved}"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["test", "--trainer.limit_test_batches", "0"], "Nothing was written."),
+        (["predict", "--trainer.limit_predict_batches", "0"], "Nothing was written."),
+        (["validate", "--trainer.limit_val_batches", "0"], "Nothing was measured."),
+    ],
+)
+def test_no_batches_give_no_results(run: Path, capsys: pytest.CaptureFixture[str], args: list[str], said: str) -> None:
+    assert main(args) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == said
+    assert files_of(run) == FILES_OF_FIT
+
+
+def test_lightnings_own_switches_and_classes_can_be_used() -> None:
+    bar = ["--trainer.callbacks+=TQDMProgressBar", "--trainer.logger", "TensorBoardLogger"]
+    assert main([*FIT, "--trainer.max_epochs", "1", *bar, "--trainer.logger.save_dir", "mine"]) == 0
+    assert (RUN / "checkpoints/best.ckpt").exists()
+    assert main([*FIT, "--trainer.max_epochs", "1", "--trainer.enable_checkpointing", "false"]) == 0
+    assert not Path("lightning_logs/version_1/checkpoints").exists()
 
 
 def test_fit_from_another_checkpoint_starts_a_new_run_and_leaves_the_old_one(run: Path) -> None:
@@ -363,8 +432,18 @@ BAD = {
     "no YAML": (["fit", "-c", "text.ckpt"], "Unexpected config: no checkpoint"),
     "unknown verb": (
         ["train"],
-        "argument subcommand: invalid choice: 'train' (choose from 'fit', 'validate', 'test', 'pr",
+        "argument subcommand: invalid choice: 'train' (choose from 'fit', 'validate', 'test', ",
     ),
+    "option before the verb": (
+        ["--seed_everything=1", "test"],
+        "options come after the verb: begin with test, got",
+    ),
+    "seed": ([*FIT, "--seed_everything=-1"], "--seed_everything must be in [0, 2**32), got -1"),
+    "checkpoint folder": (
+        [*FIT, "--checkpoint.dirpath", "x"],
+        "--checkpoint.dirpath and filename are fixed: test must",
+    ),
+    "barebones": ([*FIT, "--trainer.barebones", "true"], "--trainer.barebones has no checkpoints and no logs, so it"),
     "no verb": ([], 'expected "subcommand" to be one of {fit,validate,test,predict}, but it was not provided.'),
 }
 
@@ -382,9 +461,7 @@ def test_bad_input_is_one_line_and_exit_code_2_and_changes_nothing(
     torch.save({"state_dict": {}, "hyper_parameters": {"width": 3}}, "foreign.ckpt")
     before = snapshot(folder)
     assert main(args) == 2
-    errors = [
-        line for line in capfd.readouterr().err.splitlines() if not line.startswith(("Seed set", "GPU available"))
-    ]
+    errors = capfd.readouterr().err.splitlines()
     assert len(errors) == 1
     assert errors[0].startswith("python -m mnist_lightning: error: ")
     assert message in errors[0]

@@ -1,5 +1,9 @@
 """The base data module and UCIDigits; MNIST's files are in test_mnist.py."""
 
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
 import lightning as L
 import numpy as np
 import pytest
@@ -55,7 +59,6 @@ def test_loaders_give_every_image_once() -> None:
     assert len(images) == 1150
     assert not torch.equal(labels, data.train_set.tensors[1][data.train_set.rows]), "not shuffled"
     # Shuffling permutes the pairs and changes none: compare as sorted bytes.
-    expected = data.train_set[0][0].new_empty(0)
     expected = data.train_set.tensors[0][data.train_set.rows].flatten(1)
     key = lambda rows: sorted(row.tobytes() for row in rows.numpy())  # noqa: E731
     assert key(images.flatten(1)) == key(expected)
@@ -65,6 +68,20 @@ def test_loaders_give_every_image_once() -> None:
     np.testing.assert_array_equal(test_labels.numpy(), source_labels)
     assert [len(batch[0]) for batch in data.predict_dataloader()] == [150, 150, 60]
     assert all(len(batch) == 1 for batch in data.predict_dataloader())
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_processes_evaluate_every_image_once(world_size: int) -> None:
+    data = ready(eval_batch_size=50)
+    images = {name: [] for name in ("val", "test", "predict")}
+    for rank in range(world_size):
+        data.trainer = SimpleNamespace(world_size=world_size, global_rank=rank)
+        for name, found in images.items():
+            found += [batch[0] for batch in getattr(data, f"{name}_dataloader")()]
+    key = lambda rows: sorted(row.tobytes() for row in rows.flatten(1).numpy())  # noqa: E731
+    train_images, test_images = data.val_set.tensors[0], data.test_set.tensors[0]
+    assert key(torch.cat(images["val"])) == key(train_images[data.val_set.rows])
+    assert key(torch.cat(images["test"])) == key(torch.cat(images["predict"])) == key(test_images)
 
 
 class Brighten(nn.Module):
@@ -111,6 +128,38 @@ def test_labels_outside_0_to_9_are_refused() -> None:
 
     with pytest.raises(InputError, match="labels must be 0-9, got 0 to 10 in the train split of Wrong"):
         Wrong().setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "found"),
+    [
+        (np.zeros((5, 28, 28), np.float32), np.zeros(5, int), "float32 (5, 28, 28) for 5 labels"),
+        (np.zeros((5, 784), np.uint8), np.zeros(5, int), "uint8 (5, 784) for 5 labels"),
+        (np.zeros((5, 28, 28), np.uint8), np.zeros(4, int), "uint8 (5, 28, 28) for 4 labels"),
+    ],
+)
+def test_a_source_that_loads_something_else_is_refused(images: np.ndarray, labels: np.ndarray, found: str) -> None:
+    class Wrong(DigitDataModule):
+        def load(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+            return images, labels
+
+    with pytest.raises(InputError, match=re.escape(f"must be uint8 (N, 28, 28), got {found} in the train split")):
+        Wrong().setup("fit")
+
+
+def test_labels_of_any_integer_type_will_do_and_live_objects_stay_out_of_the_hyperparameters() -> None:
+    class Source(DigitDataModule):
+        def __init__(self, folder: Path) -> None:
+            super().__init__(batch_size=7)
+
+        def load(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+            return np.zeros((5, 28, 28), np.uint8), np.arange(5, dtype=np.int32)
+
+    data = Source(Path())
+    data.setup("test")
+    assert next(iter(data.test_dataloader()))[1].dtype == torch.int64
+    assert data.hparams["batch_size"] == 7
+    assert "folder" not in data.hparams
 
 
 def test_fit_never_reads_the_test_split() -> None:

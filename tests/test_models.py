@@ -58,7 +58,9 @@ def test_values_out_of_range_are_refused(kwargs: dict, message: str) -> None:
         MLP(**kwargs)
 
 
-@pytest.mark.parametrize("module", ["models", "evaluation.figures", "evaluation.report", "data.idx"])
+@pytest.mark.parametrize(
+    "module", ["models", "evaluation.figures", "evaluation.report", "evaluation.metrics", "data.idx"]
+)
 def test_the_core_imports_no_lightning(module: str) -> None:
     code = f"import sys, mnist_lightning.{module}; sys.exit('lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -120,6 +120,12 @@ def test_ckpt_path_and_root_are_found_in_flags_and_files_and_the_last_given_wins
     assert resolve(["test", "--trainer.default_root_dir=elsewhere"]).checkpoint == best
 
 
+def test_a_damaged_config_is_named(run: Path) -> None:
+    (run / "config.yaml").write_text("a: [1")
+    with pytest.raises(InputError, match=r"version_0/config.yaml is damaged: it has no data settings"):
+        resolve(["test"])
+
+
 @pytest.mark.parametrize("args", [["test", "--help"], ["predict", "-h"], ["--help"], [], ["bogus"]])
 def test_help_and_nonsense_need_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str]) -> None:
     monkeypatch.chdir(tmp_path)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -76,6 +77,9 @@ class DigitDataModule(L.LightningDataModule):
         if not 0 < val_fraction < 1:
             raise InputError(f"val_fraction must be inside (0, 1), got {val_fraction}")
         self.save_hyperparameters(ignore=["augmentation"])
+        for key, value in list(self.hparams.items()):
+            if not isinstance(value, (bool, int, float, str, list, tuple, dict, type(None))):
+                del self.hparams[key]  # a live object would make a checkpoint that weights-only loading refuses
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.val_fraction = val_fraction
@@ -104,33 +108,43 @@ class DigitDataModule(L.LightningDataModule):
 
     def _tensors(self, split: Split) -> tuple[Tensor, Tensor]:
         images, labels = self.load(split)
+        name = type(self).__name__
+        if images.dtype != np.uint8 or images.shape != (len(labels), 28, 28):
+            found = f"{images.dtype} {images.shape} for {len(labels)} labels"
+            raise InputError(f"images must be uint8 (N, 28, 28), got {found} in the {split} split of {name}")
         if labels.min() < 0 or labels.max() > 9:
             found = f"{labels.min()} to {labels.max()}"
-            raise InputError(f"labels must be 0-9, got {found} in the {split} split of {type(self).__name__}")
-        return torch.from_numpy(images), torch.from_numpy(labels)
+            raise InputError(f"labels must be 0-9, got {found} in the {split} split of {name}")
+        return torch.from_numpy(images), torch.from_numpy(labels).long()
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return shuffled training batches; the last one may be smaller."""
-        return self._loader(self.train_set, self.batch_size, shuffle=True)
+        assert self.train_set is not None, "call setup first"
+        # Worker processes would only copy what is in memory already.
+        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True, collate_fn=_as_is)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the validation images in a fixed order."""
-        return self._loader(self.val_set, self.eval_batch_size)
+        return self._eval_loader(self.val_set)
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the test images in the source's order."""
-        return self._loader(self.test_set, self.eval_batch_size)
+        return self._eval_loader(self.test_set)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return the test images without their labels, in the source's order."""
         assert self.test_set is not None, "call setup first"
-        return self._loader(GatheredDataset(self.test_set.tensors[0]), self.eval_batch_size)
+        return self._eval_loader(GatheredDataset(self.test_set.tensors[0]))
 
-    @staticmethod
-    def _loader(dataset: GatheredDataset | None, batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
+    def _eval_loader(self, dataset: GatheredDataset | None) -> DataLoader[Batch]:
         assert dataset is not None, "call setup first"
-        # Worker processes would only copy what is in memory already.
-        return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, collate_fn=_as_is)
+        sampler = None
+        if self.trainer is not None and self.trainer.world_size > 1:
+            # Lightning's own choice repeats images until every process has as many, which counts them twice.
+            sampler = UnrepeatedDistributedSampler(
+                dataset, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False
+            )
+        return DataLoader(dataset, batch_size=self.eval_batch_size, sampler=sampler, collate_fn=_as_is)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Scale uint8 images ``(B, 28, 28)`` to ``(B, 1, 28, 28)`` in [0, 1] on the device, and augment in training."""

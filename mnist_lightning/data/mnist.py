@@ -188,7 +188,7 @@ def _locked(folder: Path) -> Iterator[None]:
                 yield
             finally:
                 # A process that still waits for the removed file gets its lock too; it then finds the files valid.
-                lock.unlink()
+                lock.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}; choose another data_dir") from error
     finally:
