@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -313,6 +314,15 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(told_better)
 
 
+def _is_users(error: Exception) -> bool:
+    """Return whether an error is the user's to mend: one of ours, or a setting that Lightning itself refuses."""
+    if isinstance(error, (InputError, ArgumentError, MisconfigurationException)):
+        return True
+    # Lightning raises these of its own accord for settings it cannot work with, often not before fit.
+    source = list(traceback.walk_tb(error.__traceback__))[-1][0].f_globals.get("__name__", "")
+    return isinstance(error, (ValueError, RuntimeError, ImportError)) and source.startswith("lightning.")
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, or 2 when what the user gave cannot be used.
 
@@ -322,8 +332,8 @@ def main(args: Sequence[str] | None = None) -> int:
     _quieten()
     try:
         DigitCLI(sys.argv[1:] if args is None else args)
-    except (InputError, ArgumentError, MisconfigurationException) as error:
-        if os.environ.get(DEBUG_SWITCH):
+    except Exception as error:
+        if os.environ.get(DEBUG_SWITCH) or not _is_users(error):
             raise
         print(f"{PROGRAM}: error: {condense(str(error))}", file=sys.stderr)
         return 2

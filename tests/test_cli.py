@@ -255,8 +255,8 @@ def test_resuming_a_finished_run_says_so_and_a_failed_resume_changes_nothing(
     assert main(["fit", "--ckpt_path", "last"]) == 0
     assert "Nothing was left to train; to go on, raise --trainer.max_epochs above 4." in capsys.readouterr().out
     before = {name: content for name, content in snapshot(run).items() if "events" not in name}
-    with pytest.raises(ValueError, match="val_check_interval"):
-        main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "6", "--trainer.val_check_interval", "1000"])
+    args = ["fit", "--ckpt_path", "last", "--trainer.max_epochs", "6", "--trainer.val_check_interval", "1000"]
+    assert main(args) == 2
     after = {name: content for name, content in snapshot(run).items() if "events" not in name}
     assert after.keys() == before.keys()
     assert after["config.yaml"] == before["config.yaml"]
@@ -444,6 +444,10 @@ BAD = {
         "--checkpoint.dirpath and filename are fixed: test must",
     ),
     "barebones": ([*FIT, "--trainer.barebones", "true"], "--trainer.barebones has no checkpoints and no logs, so it"),
+    "refused by Lightning": (
+        [*FIT, "--trainer.val_check_interval", "1000"],
+        "`val_check_interval` (1000) must be less than or equal to the number of the training batches (36)",
+    ),
     "no verb": ([], 'expected "subcommand" to be one of {fit,validate,test,predict}, but it was not provided.'),
 }
 
@@ -466,6 +470,18 @@ def test_bad_input_is_one_line_and_exit_code_2_and_changes_nothing(
     assert errors[0].startswith("python -m mnist_lightning: error: ")
     assert message in errors[0]
     assert snapshot(folder) == before
+
+
+def test_an_error_in_the_users_own_code_keeps_its_traceback_and_leaves_no_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(self: MLP, images: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(MLP, "forward", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(FIT)
+    assert list(Path().iterdir()) == []
 
 
 def test_a_process_exits_with_2_and_shows_the_traceback_only_when_asked() -> None:
