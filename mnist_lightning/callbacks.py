@@ -76,19 +76,12 @@ class RunRecord(Callback):
 
         Without this it would forget the best score, and a worse checkpoint would replace the best.
         """
-        own = trainer.checkpoint_callback
-        if not self.continues or not isinstance(own, ModelCheckpoint):
+        if not self.continues:
             return
-
-        def here(path: str) -> str:
-            return os.path.join(own.dirpath or "", os.path.basename(path)) if path else path
-
-        for state in checkpoint["callbacks"].values():
-            if "best_k_models" in state:  # a ModelCheckpoint's
-                state["dirpath"] = own.dirpath
-                state["best_k_models"] = {here(path): score for path, score in state["best_k_models"].items()}
-                for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-                    state[name] = here(state[name])
+        for callback in trainer.checkpoint_callbacks:
+            state = checkpoint["callbacks"].get(callback.state_key)
+            if isinstance(callback, ModelCheckpoint) and state:
+                _move(state, str(callback.dirpath))
 
     def _seconds(self) -> float:
         return self.earlier_seconds + (0.0 if self.start is None else time.perf_counter() - self.start)
@@ -146,6 +139,18 @@ class RunRecord(Callback):
             from mnist_lightning.evaluation import figures  # here, since matplotlib takes a while to import
 
             figures.save(figures.curves(history), self.folder / "curves.png")
+
+
+def _move(state: dict[str, Any], folder: str) -> None:
+    """Rewrite the paths in a ModelCheckpoint's state to those of the same files in another folder."""
+
+    def moved(path: str) -> str:
+        return os.path.join(folder, os.path.basename(path)) if path else path
+
+    state["dirpath"] = folder
+    state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
+    for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        state[name] = moved(state[name])
 
 
 def _num_parameters(module: L.LightningModule) -> int:

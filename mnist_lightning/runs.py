@@ -13,6 +13,7 @@ from mnist_lightning.errors import InputError
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
+KEYWORDS = ("best", "last")  # of the newest run
 
 
 def claim(root: Path) -> Path:
@@ -24,7 +25,7 @@ def claim(root: Path) -> Path:
     numbers = [int(path.name[8:]) for path in root.glob("version_*") if path.name[8:].isdecimal()]
     try:
         root.mkdir(parents=True, exist_ok=True)
-        for number in count(max(numbers, default=-1) + 1):  # pragma: no branch
+        for number in count(max(numbers, default=-1) + 1):
             with suppress(FileExistsError):
                 folder = root / f"version_{number}"
                 folder.mkdir()
@@ -70,7 +71,7 @@ def find_checkpoint(ckpt_path: str, root: Path, default: str) -> Path:
     Raises:
         InputError: If there is no such checkpoint.
     """
-    if ckpt_path in ("best", "last"):
+    if ckpt_path in KEYWORDS:
         path = newest(root) / CHECKPOINTS / f"{ckpt_path}.ckpt"
     else:
         path = Path(ckpt_path)

@@ -1,5 +1,6 @@
 """The command line, from the arguments to the files and the exit code."""
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -44,12 +45,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one run of four epochs."""
     folder = tmp_path_factory.mktemp("trained")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with contextlib.chdir(folder):
         assert main([*FIT, "--trainer.max_epochs", "4", "--data.batch_size", "64"]) == 0
-    finally:
-        os.chdir(before)
     return folder
 
 

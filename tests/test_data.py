@@ -23,6 +23,10 @@ def ready(**kwargs: object) -> UCIDigits:
     return data
 
 
+def in_any_order(images: torch.Tensor) -> list[bytes]:
+    return sorted(image.tobytes() for image in images.numpy())
+
+
 def test_a_gathered_batch_is_the_stacked_samples() -> None:
     images, labels = torch.arange(60).reshape(20, 3), torch.arange(20)
     rows = torch.tensor([3, 1, 4, 15, 9, 2, 6])
@@ -59,9 +63,8 @@ def test_loaders_give_every_image_once() -> None:
     assert len(images) == 1150
     assert not torch.equal(labels, data.train_set.tensors[1][data.train_set.rows]), "not shuffled"
     # Shuffling permutes the pairs and changes none: compare as sorted bytes.
-    expected = data.train_set.tensors[0][data.train_set.rows].flatten(1)
-    key = lambda rows: sorted(row.tobytes() for row in rows.numpy())  # noqa: E731
-    assert key(images.flatten(1)) == key(expected)
+    expected = data.train_set.tensors[0][data.train_set.rows]
+    assert in_any_order(images) == in_any_order(expected)
     test_images, test_labels = (torch.cat(column) for column in zip(*data.test_dataloader(), strict=True))
     source_images, source_labels = data.load("test")
     np.testing.assert_array_equal(test_images.numpy(), source_images)
@@ -78,10 +81,9 @@ def test_processes_evaluate_every_image_once(world_size: int) -> None:
         data.trainer = SimpleNamespace(world_size=world_size, global_rank=rank)
         for name, found in images.items():
             found += [batch[0] for batch in getattr(data, f"{name}_dataloader")()]
-    key = lambda rows: sorted(row.tobytes() for row in rows.flatten(1).numpy())  # noqa: E731
-    train_images, test_images = data.val_set.tensors[0], data.test_set.tensors[0]
-    assert key(torch.cat(images["val"])) == key(train_images[data.val_set.rows])
-    assert key(torch.cat(images["test"])) == key(torch.cat(images["predict"])) == key(test_images)
+    found = {name: in_any_order(torch.cat(batches)) for name, batches in images.items()}
+    assert found["val"] == in_any_order(data.val_set.tensors[0][data.val_set.rows])
+    assert found["test"] == found["predict"] == in_any_order(data.test_set.tensors[0])
 
 
 class Brighten(nn.Module):

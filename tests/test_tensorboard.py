@@ -1,7 +1,7 @@
 """TensorBoard, started for real on runs, serves what they logged."""
 
+import contextlib
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -21,16 +21,13 @@ from mnist_lightning.loggers import read_history
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs, the second resumed once and tested."""
-    folder, before = tmp_path_factory.mktemp("tensorboard"), Path.cwd()
-    os.chdir(folder)
-    try:
+    folder = tmp_path_factory.mktemp("tensorboard")
+    with contextlib.chdir(folder):
         fit = ["fit", "--data", "UCIDigits", "--trainer.accelerator", "cpu", "--trainer.max_epochs"]
         assert main([*fit, "2"]) == 0
         assert main([*fit, "2", "--data.batch_size", "64"]) == 0
         assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
         assert main(["test"]) == 0
-    finally:
-        os.chdir(before)
     return folder / "lightning_logs"
 
 

@@ -117,10 +117,13 @@ class MNIST(DigitDataModule):
         except FileNotFoundError:
             return f"{path} is missing"
         except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}; check data_dir, got {self.data_dir}") from error
+            raise self._unreadable(path, error) from error
         except InputError as error:
             return str(error)
         return None if digest == file.sha256 else f"{path} is corrupt: SHA-256 {digest} instead of {file.sha256}"
+
+    def _unreadable(self, path: Path, error: OSError) -> InputError:
+        return InputError(f"cannot read {path}: {error.strerror}; check data_dir, got {self.data_dir}")
 
     def _download(self, file: IDXFile, problem: str) -> None:
         import torchvision.datasets  # here, since it takes a while to import and valid files do not need it
@@ -154,7 +157,7 @@ class MNIST(DigitDataModule):
         try:
             return parse_idx(path.read_bytes(), str(path), file.shape)
         except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}; check data_dir, got {self.data_dir}") from error
+            raise self._unreadable(path, error) from error
 
 
 class FashionMNIST(MNIST):
