@@ -28,9 +28,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
                 f"{path} was not loaded: it holds {code[1]}, and anything but weights and plain values could run code"
             ) from error
         raise InputError(f"{path} is no checkpoint, or is damaged; give one that fit wrote") from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise InputError(f"{path} is no Lightning checkpoint: it has no state_dict; give one that fit wrote")
-    return checkpoint
+    needed = {"state_dict": dict, "global_step": int, "pytorch-lightning_version": str}
+    content: dict[str, Any] = checkpoint if isinstance(checkpoint, dict) else {}
+    for name, kind in needed.items():
+        if not isinstance(content.get(name), kind):
+            raise InputError(f"{path} is no Lightning checkpoint: it has no {name}; give one that fit wrote")
+    return content
 
 
 def check_made_by(path: Path, checkpoint: dict[str, Any], model_class: type) -> None:

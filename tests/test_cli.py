@@ -395,6 +395,14 @@ BAD = {
         ["test", "--data", "UCIDigits", "--ckpt_path", "other.ckpt"],
         "other.ckpt is for another network: layers.1.bias is (8,) there and unknown here",
     ),
+    "weights alone": (
+        ["test", "--ckpt_path", "weights.ckpt"],
+        "weights.ckpt is no Lightning checkpoint: it has no global",
+    ),
+    "fit from weights alone": (
+        ["fit", "--ckpt_path", "weights.ckpt"],
+        "weights.ckpt is no Lightning checkpoint: it has",
+    ),
     "another model": (["test", "--ckpt_path", "foreign.ckpt"], "foreign.ckpt is no checkpoint of DigitClassifier"),
     "batch size": ([*FIT, "--data.batch_size", "0"], "batch_size must be at least 1, got 0"),
     "fraction": ([*FIT, "--data.val_fraction", "1.5"], "val_fraction must be inside (0, 1), got 1.5"),
@@ -458,8 +466,10 @@ def test_bad_input_is_one_line_and_exit_code_2_and_changes_nothing(
     Path("truncated/MNIST/raw/train-images-idx3-ubyte").write_bytes(b"")
     for kind in ("text", "truncated", "code"):
         bad_checkpoint(Path(f"{kind}.ckpt"), kind, folder / "trap")
-    torch.save({"state_dict": MLP((8,)).state_dict()}, "other.ckpt")
-    torch.save({"state_dict": {}, "hyper_parameters": {"width": 3}}, "foreign.ckpt")
+    of_lightning = {"global_step": 1, "pytorch-lightning_version": "2.6.6"}
+    torch.save(of_lightning | {"state_dict": MLP((8,)).state_dict()}, "other.ckpt")
+    torch.save(of_lightning | {"state_dict": {}, "hyper_parameters": {"width": 3}}, "foreign.ckpt")
+    torch.save({"state_dict": DigitClassifier(MLP()).state_dict()}, "weights.ckpt")
     before = snapshot(folder)
     assert main(args) == 2
     errors = capfd.readouterr().err.splitlines()
