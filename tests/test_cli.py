@@ -290,6 +290,17 @@ def test_lightnings_own_switches_and_classes_can_be_used() -> None:
     assert not Path("lightning_logs/version_1/checkpoints").exists()
 
 
+def test_a_users_own_checkpoint_callback_and_the_runs_do_not_mix_when_it_is_resumed() -> None:
+    own = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath=own"]
+    own += ["--trainer.callbacks.monitor=val/loss"]
+    # The accuracy grows, so by this measure the first epoch is the best; the loss falls, so for the other the last is.
+    assert main([*FIT, "--trainer.max_epochs", "2", "--checkpoint.mode", "min", *own]) == 0
+    assert [path.name for path in Path("own").iterdir()] == ["epoch=1-step=72.ckpt"]
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
+    assert [path.name for path in Path("own").iterdir()] == ["epoch=2-step=108.ckpt"]
+    assert torch.load(RUN / "checkpoints/best.ckpt", weights_only=True)["epoch"] == 0
+
+
 def test_fit_from_another_checkpoint_starts_a_new_run_and_leaves_the_old_one(run: Path) -> None:
     before = snapshot(run)
     assert main(["fit", "--ckpt_path", f"{run}/checkpoints/best.ckpt", "--trainer.max_epochs", "5"]) == 0
