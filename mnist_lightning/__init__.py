@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mnist_lightning.classifier import DigitClassifier
     from mnist_lightning.data.base import DigitDataModule
+    from mnist_lightning.data.kaggle import Kaggle
     from mnist_lightning.data.mnist import MNIST, FashionMNIST
     from mnist_lightning.data.uci import UCIDigits
     from mnist_lightning.models import MLP
 
 __version__ = "0.1.0"
 
-__all__ = ["MLP", "MNIST", "DigitClassifier", "DigitDataModule", "FashionMNIST", "UCIDigits"]
+__all__ = ["MLP", "MNIST", "DigitClassifier", "DigitDataModule", "FashionMNIST", "Kaggle", "UCIDigits"]
 
 _HOMES = {
     "MLP": "models",
@@ -20,6 +21,7 @@ _HOMES = {
     "DigitDataModule": "data.base",
     "MNIST": "data.mnist",
     "FashionMNIST": "data.mnist",
+    "Kaggle": "data.kaggle",
     "UCIDigits": "data.uci",
 }
 

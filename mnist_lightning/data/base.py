@@ -1,5 +1,6 @@
 """What every data source shares: the split, the loaders, and the scaling on the device."""
 
+import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ from mnist_lightning.errors import InputError
 
 Split = Literal["train", "test"]
 Batch = tuple[Tensor, ...]
+
+DEFAULT_DATA_DIR = os.environ.get("MNIST_LIGHTNING_DATA", "data")  # of the sources that read files
 
 
 class GatheredDataset(Dataset[Batch]):
@@ -49,7 +52,8 @@ class DigitDataModule(L.LightningDataModule):
     """Base of the data modules: a source implements ``load`` and, where it fetches anything, ``prepare_data``.
 
     Images stay uint8 in memory. Batches become float images ``(B, 1, 28, 28)`` in [0, 1] on the device, augmented
-    there in training. A batch is ``(images, labels)``; in prediction it is ``(images,)``.
+    there in training. A batch is ``(images, labels)``; in prediction it is ``(images,)``. A source whose test images
+    have no labels can predict, but not test.
 
     Args:
         batch_size: Images per training update.
@@ -89,8 +93,11 @@ class DigitDataModule(L.LightningDataModule):
         self.val_set: GatheredDataset | None = None
         self.test_set: GatheredDataset | None = None
 
-    def load(self, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Read one split: images ``(N, 28, 28)`` uint8, white on black, and their digits ``(N,)`` in 0-9."""
+    def load(self, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
+        """Read one split: images ``(N, 28, 28)`` uint8, white on black, and their digits ``(N,)`` in 0-9.
+
+        The digits of the test images may be unknown: None.
+        """
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
@@ -105,16 +112,25 @@ class DigitDataModule(L.LightningDataModule):
             self.val_set = GatheredDataset(images, labels, rows=order[:num_val])
         if stage in ("test", "predict", None) and self.test_set is None:
             self.test_set = GatheredDataset(*self._tensors("test"))
+        if stage == "test" and self.test_set is not None and len(self.test_set.tensors) == 1:
+            raise self.no_labelled_test_set()
 
-    def _tensors(self, split: Split) -> tuple[Tensor, Tensor]:
+    def no_labelled_test_set(self) -> InputError:
+        """Return what a source has to say to ``test`` whose test images have no labels."""
+        return InputError(f"{type(self).__name__} has no labelled test set to measure on: use validate or predict")
+
+    def _tensors(self, split: Split) -> Batch:
         images, labels = self.load(split)
-        name = type(self).__name__
-        if images.dtype != np.uint8 or images.shape != (len(labels), 28, 28):
-            found = f"{images.dtype} {images.shape} for {len(labels)} labels"
-            raise InputError(f"images must be uint8 (N, 28, 28), got {found} in the {split} split of {name}")
+        where = f"in the {split} split of {type(self).__name__}"
+        if labels is None and split == "train":
+            raise InputError(f"training images need labels, got None {where}")
+        number, labelled = (len(images), "") if labels is None else (len(labels), f" for {len(labels)} labels")
+        if images.dtype != np.uint8 or images.shape != (number, 28, 28):
+            raise InputError(f"images must be uint8 (N, 28, 28), got {images.dtype} {images.shape}{labelled} {where}")
+        if labels is None:
+            return (torch.from_numpy(images),)
         if labels.min() < 0 or labels.max() > 9:
-            found = f"{labels.min()} to {labels.max()}"
-            raise InputError(f"labels must be 0-9, got {found} in the {split} split of {name}")
+            raise InputError(f"labels must be 0-9, got {labels.min()} to {labels.max()} {where}")
         return torch.from_numpy(images), torch.from_numpy(labels).long()
 
     def train_dataloader(self) -> DataLoader[Batch]:

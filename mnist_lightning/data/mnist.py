@@ -2,7 +2,6 @@
 
 import hashlib
 import http.client
-import os
 import urllib.error
 import urllib.request
 import zlib
@@ -16,12 +15,11 @@ from filelock import FileLock
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 
-from mnist_lightning.data.base import DigitDataModule, Split
+from mnist_lightning.data.base import DEFAULT_DATA_DIR, DigitDataModule, Split
 from mnist_lightning.data.idx import parse_idx
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomic
 
-DEFAULT_DATA_DIR = os.environ.get("MNIST_LIGHTNING_DATA", "data")
 TIMEOUT_SECONDS = 30
 
 
