@@ -1,5 +1,6 @@
 """The tables a person reads after ``fit`` and ``test``."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,13 +28,20 @@ def test_table(metrics: Mapping[str, Any]) -> str:
     """
     lines = [
         f"{metrics['dataset']}, {metrics['num_examples']:,} test images",
-        f"accuracy {metrics['accuracy']:.2%}   loss {metrics['loss']:.4f}   macro: precision "
+        f"accuracy {metrics['accuracy']:.2%}   loss {number(metrics['loss'])}   macro: precision "
         f"{metrics['precision_macro']:.2%}   recall {metrics['recall_macro']:.2%}   F1 {metrics['f1_macro']:.2%}",
+        f"AUROC {number(metrics['auroc_macro'])} (macro)   calibration error (ECE) {number(metrics['ece'], '.2%')}",
         "",
-        "digit  images  accuracy  most often taken for",
+        "digit  images  accuracy = recall  precision       F1  most often taken for",
     ]
-    for digit, (accuracy, row) in enumerate(zip(metrics["per_digit"], metrics["confusion_matrix"], strict=True)):
-        wrong = [0 if predicted == digit else number for predicted, number in enumerate(row)]
+    columns = (metrics[name] for name in ("per_digit", "precision_per_digit", "f1_per_digit", "confusion_matrix"))
+    for digit, (accuracy, precision, f1, row) in enumerate(zip(*columns, strict=True)):
+        wrong = [0 if predicted == digit else count for predicted, count in enumerate(row)]
         mistake = f"{wrong.index(max(wrong))} ({max(wrong)}x)" if any(wrong) else "-"
-        lines.append(f"{digit:>5}  {sum(row):>6,}  {accuracy:>8.2%}  {mistake}")
+        lines.append(f"{digit:>5}  {sum(row):>6,}  {accuracy:>17.2%}  {precision:>9.2%}  {f1:>7.2%}  {mistake}")
     return "\n".join(lines)
+
+
+def number(value: float | None, style: str = ".4f") -> str:
+    """Return a figure in a format, or ``n/a`` where there is none: None, or what a diverged network comes to."""
+    return "n/a" if value is None or not math.isfinite(value) else format(value, style)
