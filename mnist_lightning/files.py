@@ -2,24 +2,28 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a file so that a reader, or a crash, meets the old content or the new, never a part.
+@contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing such that a reader, or a crash, meets the old content or the new, never a part.
+
+    The new content takes the old one's place when the context is left, and is dropped on an exception.
 
     Args:
         path: The file; its folder must exist.
-        content: Its new content; text is written as UTF-8.
 
     Raises:
         OSError: If it cannot be written; the old file is then untouched.
     """
-    data = content.encode() if isinstance(content, str) else content
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
@@ -29,3 +33,17 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a file whole, as ``open_atomic`` does.
+
+    Args:
+        path: The file; its folder must exist.
+        content: Its new content; text is written as UTF-8.
+
+    Raises:
+        OSError: If it cannot be written; the old file is then untouched.
+    """
+    with open_atomic(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
