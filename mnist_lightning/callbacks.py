@@ -1,10 +1,9 @@
-"""Trainer callbacks for what Lightning lacks: the run's record, the written predictions, progress in a log file."""
+"""Trainer callbacks for what Lightning lacks in training: the run's record, and progress in a log file."""
 
 import json
 import os
 import platform
 import time
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ from typing import Any
 import lightning as L
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from mnist_lightning import runs
-from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.files import write_atomic
 from mnist_lightning.loggers import read_history
 
@@ -133,7 +131,7 @@ class RunRecord(Callback):
             "best_epoch": self.best_epoch,  # counted from 0, as in metrics.csv
             "num_parameters": _num_parameters(pl_module),
         }
-        write_atomic(self.folder / "run.json", json.dumps(record, indent=2) + "\n")
+        write_atomic(self.folder / runs.RECORD, json.dumps(record, indent=2) + "\n")
         history = read_history(self.folder / "metrics.csv")
         if history:
             from mnist_lightning.evaluation import figures  # here, since matplotlib takes a while to import
@@ -155,48 +153,6 @@ def _move(state: dict[str, Any], folder: str) -> None:
 
 def _num_parameters(module: L.LightningModule) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-class PredictionWriter(BasePredictionWriter):
-    """Writes ``predictions.csv`` in the data set's order: index, digit, confidence, and the ten probabilities.
-
-    Args:
-        folder: The folder to write it to.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(write_interval="epoch")
-        self.path = folder / "predictions.csv"
-        self.written = False
-
-    def write_on_epoch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        predictions: Sequence[Any],
-        batch_indices: Sequence[Any],
-    ) -> None:
-        """Gather every rank's predictions, put them in order, and write them whole."""
-        if not predictions:
-            return
-        own = {name: torch.cat([batch[name] for batch in predictions]).cpu() for name in predictions[0]}
-        own["index"] = torch.tensor([index for loader in batch_indices for batch in loader for index in batch])
-        ranks = [own]
-        if trainer.world_size > 1:
-            ranks = [{}] * trainer.world_size
-            torch.distributed.all_gather_object(ranks, own)
-        if not trainer.is_global_zero:
-            return
-        merged = {name: torch.cat([rank[name] for rank in ranks]) for name in own}
-        order = merged["index"].argsort()
-        names = ("index", "digit", "confidence", "probabilities")
-        columns = [merged[name][order].tolist() for name in names]
-        lines = ["index,digit,confidence," + ",".join(f"p{digit}" for digit in range(10))]
-        for index, digit, confidence, probabilities in zip(*columns, strict=True):
-            # Nine digits keep a float32 exactly.
-            lines.append(f"{index},{digit}," + ",".join(f"{value:.9g}" for value in (confidence, *probabilities)))
-        write_atomic(self.path, "\n".join(lines) + "\n")
-        self.written = True
 
 
 class EpochLines(ProgressBar):
@@ -239,33 +195,3 @@ class EpochLines(ProgressBar):
                 if self.validated or not name.startswith("val/")
             )
             print(f"Epoch {self.epoch}  {values}  {seconds:.1f} s", flush=True)
-
-
-class ReportWriter(Callback):
-    """Writes the report of ``test``.
-
-    Args:
-        folder: The folder to make ``report/`` in.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "report"
-        self.metrics: dict[str, Any] = {}
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write ``metrics.json``."""
-        from mnist_lightning.evaluation import metrics  # here, since scikit-learn takes a while to import
-
-        assert isinstance(pl_module, DigitClassifier)
-        assert pl_module.test_counts is not None
-        confusion = pl_module.test_counts.cpu().numpy()
-        self.metrics = {
-            "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
-            "num_examples": int(confusion.sum()),
-            "loss": trainer.callback_metrics["test/loss"].item(),
-            **metrics.from_confusion(confusion),
-            "confusion_matrix": confusion.tolist(),
-        }
-        if trainer.is_global_zero:
-            self.folder.mkdir(exist_ok=True)
-            write_atomic(self.folder / "metrics.json", json.dumps(self.metrics, indent=2) + "\n")

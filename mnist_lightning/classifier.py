@@ -83,14 +83,15 @@ class DigitClassifier(L.LightningModule):
         """Return the batch's mean cross-entropy."""
         return self._step(batch, "train")[0]
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Add the batch to the validation metrics."""
-        self._step(batch, "val")
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Add the batch to the validation metrics; return its logits ``(B, 10)``, for callbacks."""
+        return self._step(batch, "val")[1]
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Add the batch to the test metrics."""
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Add the batch to the test metrics; return its logits ``(B, 10)``, for callbacks."""
         _, logits = self._step(batch, "test")
         self.test_confusion.update(logits, batch[1])
+        return logits
 
     def on_train_epoch_start(self) -> None:
         """Log the learning rate the epoch starts with: at its end the scheduler has already moved on."""

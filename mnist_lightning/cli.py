@@ -1,4 +1,4 @@
-"""The command line: fit, validate, test and predict, and what each does when it is told nothing more."""
+"""The command line: its verbs, and what each does when it is told nothing more."""
 
 import json
 import logging
@@ -22,15 +22,19 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_lightning import runs
-from mnist_lightning.callbacks import EpochLines, PredictionWriter, ReportWriter, RunRecord, SaveRunConfig
+from mnist_lightning.callbacks import EpochLines, RunRecord, SaveRunConfig
 from mnist_lightning.checkpoints import check_fits, check_made_by, load_checkpoint
 from mnist_lightning.classifier import DigitClassifier
-from mnist_lightning.data import mnist, uci  # noqa: F401  --data finds them by their names once they are imported
+from mnist_lightning.data import kaggle, mnist, uci  # noqa: F401  --data finds them by name once they are imported
 from mnist_lightning.data.base import DigitDataModule
+from mnist_lightning.data.picture_loader import picture_loader
+from mnist_lightning.data.pictures import picture_files
+from mnist_lightning.describe import describe, make_parser
 from mnist_lightning.errors import InputError, condense
 from mnist_lightning.evaluation import report
 from mnist_lightning.loggers import HistoryLogger, TensorBoardRunLogger
 from mnist_lightning.request import VERBS, resolve, runs_root
+from mnist_lightning.writers import PictureWriter, PredictionWriter, ReportWriter
 
 PROGRAM = "python -m mnist_lightning"
 CKPT_PATH = (
@@ -41,6 +45,8 @@ CKPT_PATH_OF_FIT = (
     "What to resume from: a run folder, or 'last' for the newest run, to go on in that folder with its own settings; "
     "or another checkpoint file, to start a new run from it. Model settings stay the checkpoint's, whatever the flags."
 )
+IMAGES = "Pictures of digits to read instead of the test images: PNG, JPEG, BMP, GIF, TIFF, WebP, or folders of them."
+STRICT: dict[str, Any] = {"allow_abbrev": False, "exit_on_error": False}
 DEBUG_SWITCH = "MNIST_LIGHTNING_DEBUG"
 
 
@@ -59,6 +65,8 @@ ActionTypeHint.extra_help = _few_known_subclasses  # type: ignore[method-assign]
 class DigitCLI(LightningCLI):
     """LightningCLI for ``DigitClassifier`` and the data modules, with one folder per run."""
 
+    exit_code = 0
+
     def __init__(self, args: Sequence[str]) -> None:
         super().__init__(
             DigitClassifier,
@@ -71,8 +79,7 @@ class DigitCLI(LightningCLI):
             parser_kwargs={
                 "prog": PROGRAM,
                 "description": "Train, test and use a classifier of handwritten digits.",
-                "allow_abbrev": False,
-                "exit_on_error": False,
+                **STRICT,
             },
             args=list(args),
         )
@@ -81,6 +88,7 @@ class DigitCLI(LightningCLI):
         """Build the parser, and say in --help what Lightning's own docstrings leave out or say otherwise."""
         super().setup_parser(*args, **kwargs)
         assert self.parser._subcommands_action is not None
+        self.parser._subcommands_action.add_subcommand("describe", make_parser())
         for choice in self.parser._subcommands_action._choices_actions:
             choice.help = VERBS[choice.dest]
         for verb, parser in self._subcommand_parsers.items():
@@ -88,6 +96,9 @@ class DigitCLI(LightningCLI):
             options = {action.dest: action for action in parser._actions}
             options["ckpt_path"].help = CKPT_PATH_OF_FIT if verb == "fit" else CKPT_PATH
             options["trainer.default_root_dir"].help = "Folder of lightning_logs; by default where you are."
+        self._subcommand_parsers["predict"].add_argument(
+            "--images", type=str, nargs="+", default=None, metavar="FILE_OR_FOLDER", help=IMAGES
+        )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -124,6 +135,7 @@ class DigitCLI(LightningCLI):
         seed = self.config[verb].seed_everything
         if not isinstance(seed, bool) and not 0 <= seed < 2**32:
             raise InputError(f"--seed_everything must be in [0, 2**32), got {seed}")
+        self.files = picture_files(self.config.predict.images or ()) if verb == "predict" else []
 
     def instantiate_classes(self) -> None:
         """Make the data module, the model and the trainer."""
@@ -166,14 +178,20 @@ class DigitCLI(LightningCLI):
                 self.report = ReportWriter(folder)
                 callbacks.append(self.report)
                 loggers = [TensorBoardRunLogger(folder)]
+            elif self.files:
+                self.predictions: PictureWriter | PredictionWriter = PictureWriter(folder, self.files)
+                # The files are read once and their table printed as they come: by one process, and without a bar.
+                settings |= {"devices": 1, "num_nodes": 1, "enable_progress_bar": False}
             else:
                 self.predictions = PredictionWriter(folder)
-                callbacks.append(self.predictions)
         if config.logger in (None, True):
             settings["logger"] = loggers or False
+        if self.subcommand == "predict" and self.folder is not None:
+            callbacks.append(self.predictions)
         given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
         has_bar = any(isinstance(callback, ProgressBar) for callback in given)
-        if not has_bar and config.enable_progress_bar is not False and not sys.stdout.isatty():
+        shows_progress = settings.get("enable_progress_bar", config.enable_progress_bar) is not False
+        if not has_bar and shows_progress and not sys.stdout.isatty():
             callbacks.append(EpochLines())
         self.trainer_defaults["callbacks"] = callbacks
         return settings
@@ -221,7 +239,9 @@ class DigitCLI(LightningCLI):
             self.trainer.test(weights_only=True, verbose=False, **kwargs)
 
     def predict(self, **kwargs: Any) -> None:
-        """Classify the test images."""
+        """Classify the test images, or the digits in picture files."""
+        if self.files:
+            kwargs |= {"datamodule": None, "dataloaders": picture_loader(self.files)}
         with self._new_folder_discarded_without_results():
             self.trainer.predict(weights_only=True, return_predictions=False, **kwargs)
 
@@ -253,15 +273,18 @@ class DigitCLI(LightningCLI):
     def after_test(self) -> None:
         """Print the test figures."""
         if self.folder is not None and self.report.metrics:
-            print(f"\n{report.test_table(self.report.metrics)}\n\nWritten: {self.report.folder / 'metrics.json'}")
+            print(f"\n{report.test_table(self.report.metrics)}\n\nReport: {self.report.folder / 'index.html'}")
         else:
             print("Nothing was written.")
 
     @rank_zero_only
     def after_predict(self) -> None:
         """Say where the predictions are."""
-        written = self.folder is not None and self.predictions.written
-        print(f"Written: {self.predictions.path}" if written else "Nothing was written.")
+        written = self.predictions.written if self.folder is not None else []
+        if isinstance(self.predictions, PictureWriter):
+            print(f"\n{self.predictions.summary()}")
+            self.exit_code = 1 if self.predictions.failures else 0
+        print(f"Written: {', '.join(map(str, written))}" if written else "Nothing was written.")
 
 
 @contextmanager
@@ -324,14 +347,23 @@ def _is_users(error: Exception) -> bool:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, or 2 when what the user gave cannot be used.
+    """Run the command line and return its exit code.
+
+    It is 0, or 1 when some of the pictures could not be read, or 2 when what the user gave cannot be used.
 
     Args:
         args: The arguments; those of the process by default.
     """
     _quieten()
+    args = list(sys.argv[1:] if args is None else args)
     try:
-        DigitCLI(sys.argv[1:] if args is None else args)
+        if args[:1] == ["describe"]:  # it trains nothing, so it needs neither a model nor a trainer
+            describe(args[1:], prog=f"{PROGRAM} describe", description=VERBS["describe"], **STRICT)
+            return 0
+        return DigitCLI(args).exit_code
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain
+        return 1
     except Exception as error:
         if os.environ.get(DEBUG_SWITCH) or not _is_users(error):
             raise
@@ -340,4 +372,3 @@ def main(args: Sequence[str] | None = None) -> int:
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-    return 0

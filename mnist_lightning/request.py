@@ -15,7 +15,8 @@ VERBS = {
     "fit": "Train, and keep the checkpoint with the best validation accuracy.",
     "validate": "Measure a checkpoint on the validation images.",
     "test": "Measure a checkpoint on the test images, and write a report.",
-    "predict": "Classify the test images, and write predictions.csv.",
+    "predict": "Classify the test images, or your own pictures, and write predictions.csv.",
+    "describe": "Print and draw what a data set holds: its digits, its pixels, its splits.",
 }
 
 
@@ -57,7 +58,7 @@ def resolve(args: Sequence[str]) -> Request:
     if run is not None and verb == "fit":
         settings = ["--config", str(run / runs.CONFIG)]
     elif run is not None:
-        data = _read_yaml(run / runs.CONFIG).get("data")
+        data = read_settings(run / runs.CONFIG).get("data")
         if not isinstance(data, dict):
             raise InputError(
                 f"{run / runs.CONFIG} is damaged: it has no data settings; give --data and a checkpoint file"
@@ -74,7 +75,7 @@ def runs_root(default_root_dir: str | None) -> Path:
     return Path(default_root_dir or "") / "lightning_logs"
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """Return the settings in a file, none if it cannot be read or holds no settings."""
     try:
         config = yaml.safe_load(path.read_text())
@@ -89,7 +90,7 @@ def _look_ahead(args: Sequence[str]) -> dict[str, str | None]:
 
     class FromConfig(argparse.Action):
         def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
-            config = _read_yaml(Path(value))  # what is wrong with it, the parser will say
+            config = read_settings(Path(value))  # what is wrong with it, the parser will say
             for name in found:
                 node: Any = config
                 for key in name.split("."):

@@ -4,14 +4,17 @@
 TensorBoard events, ``checkpoints/best.ckpt`` and ``last.ckpt``, ``curves.png``, and what test and predict wrote.
 """
 
+import json
 import shutil
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from mnist_lightning.errors import InputError
 
 CONFIG = "config.yaml"
+RECORD = "run.json"
 CHECKPOINTS = "checkpoints"
 KEYWORDS = ("best", "last")  # of the newest run
 
@@ -80,6 +83,15 @@ def find_checkpoint(ckpt_path: str, root: Path, default: str) -> Path:
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}; give --ckpt_path a checkpoint file or a run folder")
     return path
+
+
+def read_record(run: Path) -> dict[str, Any] | None:
+    """Return the content of a run's ``run.json``, or None where ``fit`` has not come to write it, or not whole."""
+    try:
+        record = json.loads((run / RECORD).read_text())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def run_of(checkpoint: Path) -> Path | None:

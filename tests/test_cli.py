@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import snapshot
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import classification_report, confusion_matrix, roc_auc_score
 from test_runs import bad_checkpoint
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from mnist_lightning import MLP, DigitClassifier, UCIDigits
 from mnist_lightning.cli import main
@@ -31,6 +32,11 @@ FILES_OF_FIT = {
     "checkpoints/best.ckpt",
     "checkpoints/last.ckpt",
 }
+FIGURES = (
+    *("per_digit", "confusion_counts", "confusion_percent", "confused_pairs", "misclassified", "samples"),
+    *("confidence_histogram", "reliability_diagram", "roc", "precision_recall", "curves"),
+)
+FILES_OF_TEST = {"report/index.html", "report/metrics.json", *(f"report/{name}.png" for name in FIGURES)}
 
 
 @pytest.fixture(autouse=True)
@@ -124,21 +130,30 @@ def test_test_without_a_checkpoint_uses_the_newest_runs_best_and_its_data(
     assert main(["test", "--trainer.accelerator", "cpu"]) == 0
     out = capsys.readouterr().out
     assert f"Checkpoint: {run}/checkpoints/best.ckpt (the best of the newest run)" in out
-    assert files_of(run) == FILES_OF_FIT | {"report/metrics.json"}
+    assert files_of(run) == FILES_OF_FIT | FILES_OF_TEST
     metrics = json.loads((run / "report/metrics.json").read_text())
     labels, probabilities = plain_predictions(run / "checkpoints/best.ckpt")
     digits = probabilities.argmax(axis=1)
-    precision, recall, f1, _ = precision_recall_fscore_support(labels, digits, average="macro")
+    per_digit = classification_report(labels, digits, output_dict=True)
     confusion = confusion_matrix(labels, digits)
     assert list(metrics) == [
         *("dataset", "num_examples", "loss", "accuracy"),
-        *("precision_macro", "recall_macro", "f1_macro", "per_digit", "confusion_matrix"),
+        *("precision_macro", "recall_macro", "f1_macro", "auroc_macro", "ece", "per_digit"),
+        *("precision_per_digit", "recall_per_digit", "f1_per_digit", "auroc_per_digit", "confusion_matrix"),
     ]
     assert (metrics["dataset"], metrics["num_examples"]) == ("UCIDigits", 360)
     assert metrics["confusion_matrix"] == confusion.tolist()
     assert metrics["per_digit"] == pytest.approx(confusion.diagonal() / confusion.sum(axis=1), abs=1e-12)
-    figures = [metrics[name] for name in ("accuracy", "precision_macro", "recall_macro", "f1_macro")]
-    assert figures == pytest.approx([accuracy_score(labels, digits), precision, recall, f1], abs=1e-12)
+    assert metrics["accuracy"] == pytest.approx(per_digit["accuracy"], abs=1e-12)
+    for ours, theirs in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
+        assert metrics[f"{ours}_macro"] == pytest.approx(per_digit["macro avg"][theirs], abs=1e-12)
+        expected = [per_digit[str(digit)][theirs] for digit in range(10)]
+        assert metrics[f"{ours}_per_digit"] == pytest.approx(expected, abs=1e-12)
+    auroc = roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
+    assert metrics["auroc_macro"] == pytest.approx(auroc, abs=1e-6)
+    ece = multiclass_calibration_error(torch.from_numpy(probabilities), torch.from_numpy(labels), 10, n_bins=15)
+    assert probabilities.max() < 1  # for a confidence of exactly 1 torchmetrics has a bin of its own
+    assert metrics["ece"] == pytest.approx(ece.item(), abs=1e-6)
     log_loss = -np.log(probabilities[np.arange(360), labels]).mean()
     assert metrics["loss"] == pytest.approx(log_loss, abs=1e-5)
     assert f"accuracy {metrics['accuracy']:.2%}" in out
@@ -464,7 +479,10 @@ BAD = {
         [*FIT, "--trainer.val_check_interval", "1000"],
         "`val_check_interval` (1000) must be less than or equal to the number of the training batches (36)",
     ),
-    "no verb": ([], 'expected "subcommand" to be one of {fit,validate,test,predict}, but it was not provided.'),
+    "no verb": (
+        [],
+        'expected "subcommand" to be one of {fit,validate,test,predict,describe}, but it was not provided.',
+    ),
 }
 
 
