@@ -14,7 +14,7 @@ from mnist_lightning.data.pictures import read_picture
 from mnist_lightning.data.preparation import Digit, find_digits
 from mnist_lightning.errors import InputError
 
-FILES_PER_BATCH = 64
+FILES_PER_BATCH = 256
 WORTH_A_PROCESS = 500  # files; for fewer, starting it takes longer than reading them
 
 
@@ -68,6 +68,8 @@ def picture_loader(files: Sequence[str]) -> DataLoader[PictureBatch]:
     What is held in memory does not grow with the number of files.
     """
     workers = torch.get_num_threads() if len(files) >= WORTH_A_PROCESS else 0
+    if workers:
+        cv2.setNumThreads(1)  # a process forked while OpenCV has threads would wait for them for ever
     return DataLoader(
         PictureFiles(files),  # type: ignore[arg-type]  # its items are not yet batches
         batch_size=FILES_PER_BATCH,

@@ -67,7 +67,12 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
     if not os.path.isfile(path):  # a pipe or a device would never end
         raise InputError("not a file" if os.path.lexists(path) else "no such file")
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as picture:
+        # Opened here, since Pillow 13.0 maps a file it opens itself into memory, and then garbles turned TIFFs.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            open(path, "rb") as file,
+            Image.open(file, formats=FORMATS) as picture,
+        ):
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise InputError(f"too large: {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}")
@@ -82,8 +87,10 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
     except UnidentifiedImageError as error:
         raise InputError("not a PNG, JPEG, BMP, GIF, TIFF or WebP picture") from error
     except Exception as error:  # a decoder that meets damaged bytes may raise whatever it likes
-        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-        raise InputError(f"cannot be read: {' '.join(reason.split())[:200]}") from error
+        if isinstance(error, OSError) and error.strerror:
+            raise InputError(f"cannot be read: {error.strerror}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"damaged: {reason[:200]}") from error
 
 
 def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
@@ -94,7 +101,8 @@ def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
         return stretched
     if picture.has_transparency_data:
         return np.asarray(picture.convert("RGBA"))
-    return np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
+    mode = "L" if picture.mode in ("1", "L") else "RGB"
+    return np.asarray(picture if picture.mode == mode else picture.convert(mode))
 
 
 def surroundings(

@@ -147,8 +147,10 @@ def _unevenness(work: NDArray[np.uint8]) -> float:
     # What is thicker than any stroke is no ink but a shadow.
     if contrast <= 0 or cv2.distanceTransform(ink, cv2.DIST_C, 3).max() > max(work.shape) / 3:
         return math.inf
-    small = cv2.resize(work, (64, 64), interpolation=cv2.INTER_AREA)
-    ground = cv2.morphologyEx(small, cv2.MORPH_OPEN, np.ones((33, 33), np.uint8))  # any half of it shows some paper
+    if max(work.shape) > 64:
+        work = cv2.resize(work, (64, 64), interpolation=cv2.INTER_AREA)
+    half = np.ones([side // 2 + 1 for side in work.shape], np.uint8)  # any half of a picture shows some paper
+    ground = cv2.morphologyEx(work, cv2.MORPH_OPEN, half)
     return float(cv2.meanStdDev(ground)[1][0, 0]) / contrast
 
 
@@ -161,7 +163,7 @@ def _opened(work: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _smooth_ground(work: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Fit a quadratic surface to the paper, leaving out what is lighter."""
+    """Fit a quadratic surface to the paper, leaving out what is lighter; 0 if the paper is no such surface."""
     y, x = np.mgrid[-1:1:32j, -1:1:32j].reshape(2, -1)
     terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
     values = cv2.resize(work, (32, 32), interpolation=cv2.INTER_AREA).ravel().astype(np.float64)
@@ -169,6 +171,8 @@ def _smooth_ground(work: NDArray[np.uint8]) -> NDArray[np.uint8]:
     for _ in range(5):
         surface = terms @ np.linalg.lstsq(terms[paper], values[paper], rcond=None)[0]
         paper = values - surface <= np.quantile(values - surface, 0.7)
+    if (values - surface)[paper].var() > 0.2 * values[paper].var():
+        surface[:] = 0  # light is smooth: these are the soft edges of a digit that fills the picture
     surface = surface.clip(0, 255).round().astype(np.uint8).reshape(32, 32)
     ground: NDArray[np.uint8] = cv2.resize(surface, work.shape[::-1], interpolation=cv2.INTER_LINEAR)
     return ground
