@@ -148,6 +148,7 @@ class DigitCLI(LightningCLI):
             check_fits(self.request.checkpoint, self.checkpoint["state_dict"], self.model)
             _say(f"Checkpoint: {self.request.checkpoint}{self.request.why}")
         self.folder: Path | None = None
+        self.predictions: PictureWriter | PredictionWriter | None = None
         with self._new_folder_discarded_without_results(), _refusals():
             return super().instantiate_trainer(**self._trainer_settings(), **kwargs)
 
@@ -179,14 +180,14 @@ class DigitCLI(LightningCLI):
                 callbacks.append(self.report)
                 loggers = [TensorBoardRunLogger(folder)]
             elif self.files:
-                self.predictions: PictureWriter | PredictionWriter = PictureWriter(folder, self.files)
+                self.predictions = PictureWriter(folder, self.files)
                 # The files are read once and their table printed as they come: by one process, and without a bar.
                 settings |= {"devices": 1, "num_nodes": 1, "enable_progress_bar": False}
             else:
                 self.predictions = PredictionWriter(folder)
         if config.logger in (None, True):
             settings["logger"] = loggers or False
-        if self.subcommand == "predict" and self.folder is not None:
+        if self.predictions is not None:
             callbacks.append(self.predictions)
         given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
         has_bar = any(isinstance(callback, ProgressBar) for callback in given)
@@ -241,7 +242,10 @@ class DigitCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Classify the test images, or the digits in picture files."""
         if self.files:
-            kwargs |= {"datamodule": None, "dataloaders": picture_loader(self.files)}
+            loader = picture_loader(self.files)
+            kwargs |= {"datamodule": None, "dataloaders": loader}
+            if loader.num_workers:
+                torch.set_num_threads(1)  # the cores are the workers': there is far more to read than to compute
         with self._new_folder_discarded_without_results():
             self.trainer.predict(weights_only=True, return_predictions=False, **kwargs)
 
@@ -280,7 +284,7 @@ class DigitCLI(LightningCLI):
     @rank_zero_only
     def after_predict(self) -> None:
         """Say where the predictions are."""
-        written = self.predictions.written if self.folder is not None else []
+        written = [] if self.predictions is None else self.predictions.written
         if isinstance(self.predictions, PictureWriter):
             print(f"\n{self.predictions.summary()}")
             self.exit_code = 1 if self.predictions.failures else 0
@@ -349,7 +353,7 @@ def _is_users(error: Exception) -> bool:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    It is 0, or 1 when some of the pictures could not be read, or 2 when what the user gave cannot be used.
+    It is 0, or 1 when some picture gave no digit, or 2 when what the user gave cannot be used.
 
     Args:
         args: The arguments; those of the process by default.

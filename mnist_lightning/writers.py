@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import math
+import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +31,7 @@ from mnist_lightning.errors import InputError
 from mnist_lightning.files import open_atomic, write_atomic
 from mnist_lightning.loggers import read_history
 
+PICTURE = "predictions.png"
 PROBABILITIES = [f"p{digit}" for digit in range(10)]
 
 
@@ -84,6 +87,7 @@ class PredictionWriter(BasePredictionWriter):
             return
         names = ("index", "digit", "confidence", "probabilities")
         columns = [rows[name].tolist() for name in names]
+        (self.folder / PICTURE).unlink(missing_ok=True)  # of other predictions
         table = [[*row, *probabilities] for *row, probabilities in zip(*columns, strict=True)]
         self._write("predictions.csv", [[*names[:3], *PROBABILITIES], *table])
         if isinstance(trainer.datamodule, Kaggle):  # type: ignore[attr-defined]
@@ -153,30 +157,38 @@ class PictureWriter(BasePredictionWriter):
             self._write([self.files[file], *row] for row in found)
         self.digits += len(batch.files)
         self.failures += len(batch.failures)
-        images = (batch.images[: self.SHOWN].squeeze(1) * 255).round().byte().cpu().numpy()
-        shown = zip(columns[0], columns[1], images, probabilities.float().numpy(), strict=False)
-        self._shown += islice(shown, self.SHOWN - len(self._shown))
+        missing = self.SHOWN - len(self._shown)
+        if missing:
+            images = (batch.images[:missing].squeeze(1) * 255).round().byte().cpu().numpy()
+            shown = zip(columns[0], columns[1], images, probabilities.float().numpy(), strict=False)
+            self._shown += islice(shown, missing)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finish the file, and draw the picture."""
         self._open.close()
+        (self.folder / PICTURE).unlink(missing_ok=True)  # of other predictions
         self.written.append(self.folder / "predictions.csv")
-        if self._shown:
-            from mnist_lightning.evaluation import figures, picture_figures  # here, since matplotlib takes a while
+        from mnist_lightning.evaluation import (
+            figures,
+            picture_figures,
+        )  # here, since matplotlib takes a while to import
 
-            cards = []
-            for file, group in groupby(self._shown, key=lambda shown: shown[0]):
-                picture = read_picture(self.files[file])  # once more, rather than to keep all that were read
+        cards = []
+        for file, group in groupby(self._shown, key=lambda shown: shown[0]):
+            with suppress(InputError):  # the file is read once more, rather than kept since, and may be gone by now
+                picture = read_picture(self.files[file])
                 for _, box, image, probabilities in group:
                     part, place = surroundings(picture, box)
                     cards.append(picture_figures.FoundDigit(self.files[file], part, place, image, probabilities))
-            self.written.append(self.folder / "predictions.png")
-            figures.save(picture_figures.found_digits(cards, self.digits), self.written[-1])
+        if cards:
+            self.written.append(self.folder / PICTURE)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", r"Glyph \d+")  # a name in a script that the font lacks
+                figures.save(picture_figures.found_digits(cards, self.digits), self.written[-1])
 
     def summary(self) -> str:
         """Return how many digits were found, and in how many files none."""
-        unread = f"; {self.failures:,} without any" if self.failures else ""
-        return f"{self.digits:,} digits in {len(self.files) - self.failures:,} of {len(self.files):,} pictures{unread}"
+        return f"Digits: {self.digits:,}   pictures: {len(self.files):,}   without an answer: {self.failures:,}"
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Drop what was not finished."""
@@ -188,7 +200,10 @@ class PictureWriter(BasePredictionWriter):
 
 
 def _printable(name: str) -> str:
-    return name if name.isprintable() else ascii(name)
+    """Return a name as this terminal can show it."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    shown = name if name.isprintable() else ascii(name)
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
 
 
 class Predictions:

@@ -65,6 +65,14 @@ def gzipped(tiny_files: dict[str, bytes]) -> dict[str, bytes]:
     return {f"{name}.gz": gzip.compress(content) for name, content in tiny_files.items()}
 
 
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, worked in."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     before = set(ROOT.iterdir()) | set((ROOT / "lightning_logs").iterdir())

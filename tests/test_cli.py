@@ -22,6 +22,8 @@ from mnist_lightning import MLP, DigitClassifier, UCIDigits
 from mnist_lightning.cli import main
 from mnist_lightning.loggers import read_history
 
+pytestmark = pytest.mark.usefixtures("folder")
+
 FIT = ["fit", "--data", "UCIDigits", "--trainer.accelerator", "cpu"]
 RUN = Path("lightning_logs/version_0")
 FILES_OF_FIT = {
@@ -37,14 +39,6 @@ FIGURES = (
     *("confidence_histogram", "reliability_diagram", "roc", "precision_recall", "curves"),
 )
 FILES_OF_TEST = {"report/index.html", "report/metrics.json", *(f"report/{name}.png" for name in FIGURES)}
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in an empty folder."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
 
 
 @pytest.fixture(scope="module")

@@ -355,7 +355,8 @@ def test_every_figure_of_an_odd_test_is_drawn(case: str) -> None:
 
 
 def test_the_figures_names_are_the_reports_order() -> None:
-    data = a_test(20, 2)
+    images, labels, probabilities = a_test(20, 2)
+    data = images, labels, probabilities, metrics.classification(labels, probabilities)
     names = [
         *("per_digit", "confusion_counts", "confusion_percent", "confused_pairs", "misclassified", "samples"),
         *("confidence_histogram", "reliability_diagram", "roc", "precision_recall"),

@@ -59,7 +59,11 @@ def test_values_out_of_range_are_refused(kwargs: dict, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["models", "evaluation.figures", "evaluation.report", "evaluation.metrics", "data.idx"]
+    "module",
+    [
+        *("models", "evaluation.figures", "evaluation.report", "evaluation.metrics", "evaluation.page"),
+        *("evaluation.description", "evaluation.picture_figures", "data.idx", "data.pictures", "data.preparation"),
+    ],
 )
 def test_the_core_imports_no_lightning(module: str) -> None:
     code = f"import sys, mnist_lightning.{module}; sys.exit('lightning' in sys.modules)"

@@ -65,7 +65,8 @@ def content() -> tuple[dict[str, Any], dict[str, bytes]]:
     probabilities = LogisticRegression(C=0.1).fit(x[:800], labels[:800]).predict_proba(x[800:]).astype(np.float32)
     test = images[800:].astype(np.uint8), labels[800:], probabilities
     result = {"dataset": HOSTILE, "num_examples": 997, "loss": 0.25, **metrics.classification(*test[1:])}
-    return result, {name: figures.png(figure) for name, figure in figures.test_figures(*test, HISTORY).items()}
+    drawn = figures.test_figures(*test, result, HISTORY)
+    return result, {name: figures.png(figure) for name, figure in drawn.items()}
 
 
 @pytest.fixture(scope="module")
