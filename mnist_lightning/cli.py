@@ -135,7 +135,10 @@ class DigitCLI(LightningCLI):
         seed = self.config[verb].seed_everything
         if not isinstance(seed, bool) and not 0 <= seed < 2**32:
             raise InputError(f"--seed_everything must be in [0, 2**32), got {seed}")
-        self.files = picture_files(self.config.predict.images or ()) if verb == "predict" else []
+        self.files: list[str] = []
+        if verb == "predict" and self.config.predict.images is not None:
+            self.files = picture_files(self.config.predict.images)
+            self.config.predict.images = None  # what follows would check thousands of names again and again
 
     def instantiate_classes(self) -> None:
         """Make the data module, the model and the trainer."""
