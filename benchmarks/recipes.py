@@ -18,15 +18,17 @@ from typing import Any
 import kaggle_csv
 import yaml
 
+from mnist_lightning.data.base import DEFAULT_DATA_DIR
+
 RECIPES = [Path(f"configs/{name}.yaml") for name in ("mlp_32_16", "mlp_128", "kaggle", "default", "early_stopping")]
 
 
-def run(config: Path, seed: int, data_dir: str, labelled: bool) -> tuple[dict[str, Any], float | None]:
+def run(config: Path, seed: int, data_dir: str | None, labelled: bool) -> tuple[dict[str, Any], float | None]:
     """Train once, and test if there are labels; return the content of run.json and the test accuracy."""
     program = [sys.executable, "-m", "mnist_lightning"]
     with tempfile.TemporaryDirectory() as root:
         where = ["--trainer.default_root_dir", root]
-        settings = ["--seed_everything", str(seed), "--data.data_dir", data_dir]
+        settings = ["--seed_everything", str(seed)] + (["--data.data_dir", data_dir] if data_dir else [])
         subprocess.run([*program, "fit", "--config", str(config), *settings, *where], check=True, stdout=sys.stderr)
         folder = Path(root) / "lightning_logs/version_0"
         record = json.loads((folder / "run.json").read_text())
@@ -46,16 +48,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", type=Path, default=RECIPES, metavar="CONFIG")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42, 43, 44, 45, 46], metavar="SEED")
-    parser.add_argument("--data_dir", default="data", help="folder with MNIST")
+    parser.add_argument("--data_dir", help="folder with MNIST; the recipe's own by default")
     args = parser.parse_args()
 
     rows = []
     for config in args.configs:
-        labelled = yaml.safe_load(config.read_text())["data"]["class_path"] != "mnist_lightning.Kaggle"
+        data = yaml.safe_load(config.read_text()).get("data", {})
+        labelled = data.get("class_path") != "mnist_lightning.Kaggle"
         validation, test, seconds = [], [], []
         with tempfile.TemporaryDirectory() as csv_dir:
             if not labelled:
-                kaggle_csv.write(args.data_dir, Path(csv_dir))
+                kaggle_csv.write(args.data_dir or DEFAULT_DATA_DIR, Path(csv_dir))
             for seed in args.seeds:
                 record, accuracy = run(config, seed, args.data_dir if labelled else csv_dir, labelled)
                 validation.append(record["best_val_acc"])

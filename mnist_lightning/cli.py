@@ -30,7 +30,7 @@ from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.data.picture_loader import picture_loader
 from mnist_lightning.data.pictures import picture_files
 from mnist_lightning.describe import describe, make_parser
-from mnist_lightning.errors import InputError, condense
+from mnist_lightning.errors import InputError, condense, refusals
 from mnist_lightning.evaluation import report
 from mnist_lightning.loggers import HistoryLogger, TensorBoardRunLogger
 from mnist_lightning.request import VERBS, resolve, runs_root
@@ -142,7 +142,7 @@ class DigitCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make the data module, the model and the trainer."""
-        with _refusals():
+        with refusals():
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -152,7 +152,7 @@ class DigitCLI(LightningCLI):
             _say(f"Checkpoint: {self.request.checkpoint}{self.request.why}")
         self.folder: Path | None = None
         self.predictions: PictureWriter | PredictionWriter | None = None
-        with self._new_folder_discarded_without_results(), _refusals():
+        with self._new_folder_discarded_without_results(), refusals():
             return super().instantiate_trainer(**self._trainer_settings(), **kwargs)
 
     def _trainer_settings(self) -> dict[str, Any]:
@@ -160,6 +160,10 @@ class DigitCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         if config.barebones:
             raise InputError("--trainer.barebones has no checkpoints and no logs, so it would leave nothing of the run")
+        if self.files and config.fast_dev_run:
+            raise InputError("--trainer.fast_dev_run writes nothing, so --images would have no answer: leave one out")
+        given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
+        has_bar = any(isinstance(callback, ProgressBar) for callback in given)
         settings: dict[str, Any] = {}
         callbacks: list[Callback] = []
         loggers: list[Logger] = []
@@ -185,15 +189,13 @@ class DigitCLI(LightningCLI):
             elif self.files:
                 self.predictions = PictureWriter(folder, self.files)
                 # The files are read once and their table printed as they come: by one process, and without a bar.
-                settings |= {"devices": 1, "num_nodes": 1, "enable_progress_bar": False}
+                settings |= {"devices": 1, "num_nodes": 1, "enable_progress_bar": has_bar}
             else:
                 self.predictions = PredictionWriter(folder)
         if config.logger in (None, True):
             settings["logger"] = loggers or False
         if self.predictions is not None:
             callbacks.append(self.predictions)
-        given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
-        has_bar = any(isinstance(callback, ProgressBar) for callback in given)
         shows_progress = settings.get("enable_progress_bar", config.enable_progress_bar) is not False
         if not has_bar and shows_progress and not sys.stdout.isatty():
             callbacks.append(EpochLines())
@@ -265,7 +267,8 @@ class DigitCLI(LightningCLI):
         if (self.folder / runs.CHECKPOINTS / "best.ckpt").exists():
             home = runs_root(None)
             found = self.folder.parent == home and runs.newest(home) == self.folder
-            print(f"Next: {PROGRAM} test{'' if found else f' --ckpt_path {self.folder}'}")
+            verb = "test" if self.datamodule.has_test_labels else "predict"
+            print(f"Next: {PROGRAM} {verb}{'' if found else f' --ckpt_path {self.folder}'}")
 
     @rank_zero_only
     def after_validate(self) -> None:
@@ -292,15 +295,6 @@ class DigitCLI(LightningCLI):
             print(f"\n{self.predictions.summary()}")
             self.exit_code = 1 if self.predictions.failures else 0
         print(f"Written: {', '.join(map(str, written))}" if written else "Nothing was written.")
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """A value that a class refuses when it is made from the configuration is the user's to mend."""
-    try:
-        yield
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(str(error)) from error
 
 
 def _is_rank_zero() -> bool:
@@ -346,8 +340,8 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def _is_users(error: Exception) -> bool:
     """Return whether an error is the user's to mend: one of ours, or a setting that Lightning itself refuses."""
-    if isinstance(error, (InputError, ArgumentError, MisconfigurationException)):
-        return True
+    if isinstance(error, (InputError, ArgumentError, MisconfigurationException, OSError)):
+        return True  # OSError: a disk that is full, a folder that may not be written
     # Lightning raises these of its own accord for settings it cannot work with, often not before fit.
     source = list(traceback.walk_tb(error.__traceback__))[-1][0].f_globals.get("__name__", "")
     return isinstance(error, (ValueError, RuntimeError, ImportError)) and source.startswith("lightning.")

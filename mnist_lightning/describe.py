@@ -1,6 +1,5 @@
 """The verb ``describe``: what a data module holds, as a table and as pictures."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # it is
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mnist_lightning.data.base import DigitDataModule, GatheredDataset
-from mnist_lightning.errors import InputError
+from mnist_lightning.errors import InputError, refusals
 from mnist_lightning.files import write_atomic
 from mnist_lightning.request import read_settings
 
@@ -41,7 +40,8 @@ def describe(args: Sequence[str], **parser_kwargs: Any) -> None:
     """
     parser = make_parser(**parser_kwargs)
     config = parser.parse_args(_only_data(args))
-    data: DigitDataModule = parser.instantiate_classes(config).data
+    with refusals():
+        data: DigitDataModule = parser.instantiate_classes(config).data
     data.prepare_data()
     data.setup()
     arrays = {
@@ -71,16 +71,21 @@ def describe(args: Sequence[str], **parser_kwargs: Any) -> None:
 
 def _only_data(args: Sequence[str]) -> list[str]:
     """Reduce the configuration files among the arguments to their data settings: they also say how to train."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("-c", "--config", action="append", default=[])
-    known, rest = parser.parse_known_args(list(args))
     reduced = []
-    for path in known.config:
-        data = read_settings(Path(path)).get("data")
+    rest = iter(args)
+    for arg in rest:
+        name, has_value, value = arg.partition("=")
+        if name not in ("-c", "--config"):
+            reduced.append(arg)
+            continue
+        path = Path(value if has_value else next(rest, ""))
+        if not path.is_file():
+            raise InputError(f"no configuration file at {path}")
+        data = read_settings(path).get("data")
         if data is None:
             raise InputError(f"no data settings in {path}: give --config a recipe or a run's config.yaml")
         reduced += ["--config", json.dumps({"data": data})]
-    return reduced + rest
+    return reduced
 
 
 def _arrays(split: GatheredDataset | None) -> tuple[Any, Any]:

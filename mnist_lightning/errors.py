@@ -1,6 +1,8 @@
 """Errors that are the user's to mend, each told in one line."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -9,6 +11,15 @@ class InputError(ValueError):
     The message is one line: what was wrong, the value received, and what to do about it. The command line prints it
     on stderr and exits with 2; from Python it is an ordinary ``ValueError``.
     """
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Take what a class refuses when it is made from the configuration for the user's to mend."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(str(error)) from error
 
 
 # jsonargparse's wording, replaced line by line.

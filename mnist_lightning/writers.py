@@ -31,7 +31,7 @@ from mnist_lightning.errors import InputError
 from mnist_lightning.files import open_atomic, write_atomic
 from mnist_lightning.loggers import read_history
 
-PICTURE = "predictions.png"
+PICTURE, SUBMISSION = "predictions.png", "submission.csv"
 PROBABILITIES = [f"p{digit}" for digit in range(10)]
 
 
@@ -44,6 +44,12 @@ def _in_order(own: Mapping[str, Tensor], world_size: int) -> dict[str, NDArray[A
     merged = {name: torch.cat([rank[name] for rank in ranks]).numpy() for name in own}
     order = merged["index"].argsort()
     return {name: values[order] for name, values in merged.items()}
+
+
+def _drop_others(folder: Path) -> None:
+    """Remove what was written beside an earlier ``predictions.csv``, which is about to be replaced."""
+    for name in (PICTURE, SUBMISSION):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _exact(value: Any) -> Any:
@@ -87,11 +93,11 @@ class PredictionWriter(BasePredictionWriter):
             return
         names = ("index", "digit", "confidence", "probabilities")
         columns = [rows[name].tolist() for name in names]
-        (self.folder / PICTURE).unlink(missing_ok=True)  # of other predictions
+        _drop_others(self.folder)
         table = [[*row, *probabilities] for *row, probabilities in zip(*columns, strict=True)]
         self._write("predictions.csv", [[*names[:3], *PROBABILITIES], *table])
         if isinstance(trainer.datamodule, Kaggle):  # type: ignore[attr-defined]
-            self._write("submission.csv", [("ImageId", "Label"), *((index + 1, digit) for index, digit, *_ in table)])
+            self._write(SUBMISSION, [("ImageId", "Label"), *((index + 1, digit) for index, digit, *_ in table)])
 
     def _write(self, name: str, rows: Iterable[Iterable[Any]]) -> None:
         self.written.append(self.folder / name)
@@ -117,7 +123,7 @@ class PictureWriter(BasePredictionWriter):
         self.folder = folder
         self.files = files
         self.written: list[Path] = []
-        self.digits = self.failures = 0
+        self.pictures = self.digits = self.failures = 0
         self._shown: list[tuple[int, list[int], NDArray[np.uint8], NDArray[np.float32]]] = []
         self._file: BinaryIO | None = None
         self._open = ExitStack()
@@ -155,6 +161,7 @@ class PictureWriter(BasePredictionWriter):
                 print(f"{name:<{self._width}}      -  {batch.failures[file]}")
                 found.append([""] * 18 + [batch.failures[file]])
             self._write([self.files[file], *row] for row in found)
+        self.pictures += len(rows)
         self.digits += len(batch.files)
         self.failures += len(batch.failures)
         missing = self.SHOWN - len(self._shown)
@@ -166,12 +173,10 @@ class PictureWriter(BasePredictionWriter):
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finish the file, and draw the picture."""
         self._open.close()
-        (self.folder / PICTURE).unlink(missing_ok=True)  # of other predictions
+        _drop_others(self.folder)
         self.written.append(self.folder / "predictions.csv")
-        from mnist_lightning.evaluation import (
-            figures,
-            picture_figures,
-        )  # here, since matplotlib takes a while to import
+        # Here, since matplotlib takes a while to import.
+        from mnist_lightning.evaluation import figures, picture_figures
 
         cards = []
         for file, group in groupby(self._shown, key=lambda shown: shown[0]):
@@ -188,7 +193,7 @@ class PictureWriter(BasePredictionWriter):
 
     def summary(self) -> str:
         """Return how many digits were found, and in how many files none."""
-        return f"Digits: {self.digits:,}   pictures: {len(self.files):,}   without an answer: {self.failures:,}"
+        return f"Digits: {self.digits:,}   pictures: {self.pictures:,}   without an answer: {self.failures:,}"
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Drop what was not finished."""
@@ -272,7 +277,7 @@ class ReportWriter(Callback):
         self.folder.mkdir(exist_ok=True)
         for name, png in pngs.items():
             write_atomic(self.folder / f"{name}.png", png)
-        title = f"{type(data).__name__} · {self.run.name}"
+        title = f"{type(data).__name__} · {self.run.resolve().name}"
         write_atomic(self.folder / "index.html", page.index_html(title, self.metrics, pngs, runs.read_record(self.run)))
         write_atomic(self.folder / "metrics.json", json.dumps(self.metrics, indent=2) + "\n")
         _show(trainer, "test", pngs)

@@ -49,6 +49,20 @@ def test_a_recipes_or_a_runs_configuration_says_which_data(tmp_path: Path, capsy
     assert "there/ with description.json" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("args", "validation"),
+    [
+        (["--data.val_fraction", "0.1", "--config", "half.yaml"], 718),
+        (["--config=half.yaml", "--data.val_fraction", "0.1"], 144),
+    ],
+)
+def test_the_last_setting_wins(args: list[str], validation: int) -> None:
+    Path("half.yaml").write_text("data:\n  class_path: UCIDigits\n  init_args:\n    val_fraction: 0.5\n")
+    assert main(["describe", "--data", "UCIDigits", *args, "--output", "there"]) == 0
+    splits = json.loads(Path("there/description.json").read_text())
+    assert splits["validation"]["num_examples"] == validation
+
+
 def test_images_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     header = ",".join(f"pixel{i}" for i in range(784))
     rows = [",".join([str(digit), *[str(25 * digit)] * 784]) for digit in range(10)]
@@ -67,7 +81,9 @@ def test_images_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str
     [
         (["--data", "Nope"], "--data: no class is named Nope"),
         (["--trainer.max_epochs", "3"], "unrecognized arguments: --trainer.max_epochs 3"),
-        (["--config", "nope.yaml"], "no data settings in nope.yaml: give --config a recipe or a run's config.yaml"),
+        (["--config", "nope.yaml"], "no configuration file at nope.yaml"),
+        (["--config", "file"], "no data settings in file: give --config a recipe or a run's config.yaml"),
+        (["--data.augmentation", "torch.nn.Dropout", "--data.augmentation.p", "2"], "dropout probability has to be"),
         (["--data", "Kaggle", "--data.data_dir", "nope"], "nope/train.csv is missing"),
         (["--data", "UCIDigits", "--output", "file/x"], "cannot write to file/x: Not a directory; choose another"),
     ],

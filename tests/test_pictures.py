@@ -113,14 +113,22 @@ def test_grey_stays_grey(path: Path) -> None:
     ("kind", "format_"),
     [("uint16", "PNG"), ("uint16", "TIFF"), (">u2", "TIFF"), ("int32", "TIFF"), ("float32", "TIFF")],
 )
-@pytest.mark.parametrize(("low", "high"), [(0, 60_000), (1000, 1100), (7, 7)])
+@pytest.mark.parametrize(
+    ("low", "high", "span"),
+    [
+        (0, 60_000, 60_000),
+        (1000, 1500, 500),
+        (0, 255, 255),  # 8 bits in a file of 16
+        (1000, 1100, 4095),  # an empty page of 12 bits
+        (7, 7, 255),
+    ],
+)
 def test_more_than_eight_bits_are_scaled_to_what_there_is(
-    kind: str, format_: str, low: int, high: int, path: Path
+    kind: str, format_: str, low: int, high: int, span: int, path: Path
 ) -> None:
     values = np.linspace(low, high, 20 * 30).reshape(20, 30).astype(kind)
     path.write_bytes(content(Image.fromarray(values), format_))
-    spread = max(high - low, 1)
-    expected = [[round((value - low) * 255 / spread) for value in row] for row in values.astype(float).tolist()]
+    expected = [[round((value - low) * 255 / span) for value in row] for row in values.astype(float).tolist()]
     np.testing.assert_allclose(read_picture(path).astype(int), expected, atol=1)
 
 
@@ -425,3 +433,14 @@ def test_reading_loads_no_training_code() -> None:
     code = "import sys, mnist_lightning.data.pictures; print('cv2' in sys.modules, 'matplotlib' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split()[1] == "False"
+
+
+@pytest.mark.parametrize(
+    ("depth", "low", "noise"), [(np.uint16, 60_000, 3), (np.float32, 0.8, 1e-4), (np.float32, 200, 0.2)]
+)
+def test_an_empty_page_of_many_grey_levels_stays_empty(depth: type, low: float, noise: float, path: Path) -> None:
+    page = low + noise * np.random.default_rng(0).standard_normal((300, 400))
+    path = path.with_suffix(".tiff")
+    Image.fromarray(page.astype(depth)).save(path)
+    assert read_picture(path).max() < 16
+    assert find_digits(read_picture(path)) == []

@@ -315,3 +315,14 @@ def test_names_on_cards_fit_and_are_no_markup(name: str, shown: str) -> None:
     figure = found_digits([digit], 1)
     assert figure.axes[0].texts[0].get_text() == shown
     figure.savefig(io.BytesIO())
+
+
+def test_a_dry_run_with_pictures_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    cv2.imwrite("seven.png", page("7"))
+    assert main([*PREDICT, "seven.png", "--trainer.fast_dev_run", "true"]) == 2
+    assert "--images would have no answer: leave one out" in capsys.readouterr().err
+
+
+def test_a_progress_bar_of_the_users_is_theirs() -> None:
+    cv2.imwrite("seven.png", page("7"))
+    assert main([*PREDICT, "seven.png", "--trainer.callbacks", "TQDMProgressBar"]) == 0

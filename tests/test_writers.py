@@ -120,7 +120,9 @@ def kaggle(tmp_path: Path) -> Path:
 
 def test_kaggle_from_fit_to_submission(kaggle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*FIT, "--data", "Kaggle", "--data.data_dir", str(kaggle)]) == 0
-    assert "Kaggle: 160 training and 40 validation images" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Kaggle: 160 training and 40 validation images" in out
+    assert out.splitlines()[-1] == "Next: python -m mnist_lightning predict"
     before = set(RUN.iterdir())
     assert main(["test"]) == 2
     error = capsys.readouterr().err
@@ -136,3 +138,23 @@ def test_kaggle_from_fit_to_submission(kaggle: Path, capsys: pytest.CaptureFixtu
     assert len(submission) == 60
     assert (RUN / "submission.csv").read_text().startswith("ImageId,Label\n1,")
     assert f"{RUN}/submission.csv" in capsys.readouterr().out
+    assert main(["predict", "--data", "UCIDigits"]) == 0
+    assert len(read_csv(RUN / "predictions.csv")) == 360
+    assert not (RUN / "submission.csv").exists()  # it belonged to the predictions before
+
+
+def test_a_report_that_cannot_be_written_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*FIT, "--data", "UCIDigits"]) == 0
+    (RUN / "report").touch()
+    capsys.readouterr()
+    assert main(["test"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"python -m mnist_lightning: error: [Errno 17] File exists: '{RUN}/report'"
+    ]
+
+
+def test_the_report_is_named_after_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main([*FIT, "--data", "UCIDigits"]) == 0
+    monkeypatch.chdir(RUN)
+    assert main(["test", "--ckpt_path", "."]) == 0
+    assert "<h1>UCIDigits · version_0</h1>" in Path("report/index.html").read_text()

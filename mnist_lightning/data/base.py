@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -53,7 +54,7 @@ class DigitDataModule(L.LightningDataModule):
 
     Images stay uint8 in memory. Batches become float images ``(B, 1, 28, 28)`` in [0, 1] on the device, augmented
     there in training. A batch is ``(images, labels)``; in prediction it is ``(images,)``. A source whose test images
-    have no labels can predict, but not test.
+    have no labels sets ``has_test_labels`` to False: it can predict, but not test.
 
     Args:
         batch_size: Images per training update.
@@ -65,6 +66,8 @@ class DigitDataModule(L.LightningDataModule):
     Raises:
         InputError: If a size is below 1 or the fraction is outside (0, 1).
     """
+
+    has_test_labels: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -112,12 +115,16 @@ class DigitDataModule(L.LightningDataModule):
             self.val_set = GatheredDataset(images, labels, rows=order[:num_val])
         if stage in ("test", "predict", None) and self.test_set is None:
             self.test_set = GatheredDataset(*self._tensors("test"))
-        if stage == "test" and self.test_set is not None and len(self.test_set.tensors) == 1:
-            raise self.no_labelled_test_set()
 
-    def no_labelled_test_set(self) -> InputError:
-        """Return what a source has to say to ``test`` whose test images have no labels."""
-        return InputError(f"{type(self).__name__} has no labelled test set to measure on: use validate or predict")
+    def prepare_data(self) -> None:
+        """Refuse to test without labels, before anything is written.
+
+        Raises:
+            InputError: If the trainer is about to test, and the test images have no labels.
+        """
+        tests = self.trainer is not None and self.trainer.state.fn == TrainerFn.TESTING
+        if tests and not self.has_test_labels:
+            raise InputError(f"{type(self).__name__} has no labelled test set to measure on: use validate or predict")
 
     def _tensors(self, split: Split) -> Batch:
         images, labels = self.load(split)

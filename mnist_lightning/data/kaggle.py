@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 
 from mnist_lightning.data.base import DEFAULT_DATA_DIR, DigitDataModule, Split
@@ -33,18 +32,11 @@ class Kaggle(DigitDataModule):
         **kwargs: What every data module takes.
     """
 
+    has_test_labels = False
+
     def __init__(self, data_dir: str = DEFAULT_DATA_DIR, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.data_dir = data_dir
-
-    def prepare_data(self) -> None:
-        """Refuse to test, before anything is written.
-
-        Raises:
-            InputError: If the trainer is about to test.
-        """
-        if self.trainer is not None and self.trainer.state.fn == TrainerFn.TESTING:
-            raise self.no_labelled_test_set()
 
     def load(self, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
         """Read one split: images ``(N, 28, 28)`` uint8, white on black, and the digits ``(N,)`` of the train split."""

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mnist_lightning.data.preparation import MIN_CONTRAST
 from mnist_lightning.errors import InputError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+WHITES = (1, 255, 4095, 65535)  # of floats, and of 8, 12 and 16 bits
 MAX_PIXELS = 50_000_000  # the largest sensors of today's phones; decoded, 200 MB
 
 
@@ -52,7 +54,8 @@ def _refuse(error: OSError) -> None:
 def read_picture(path: str | Path) -> NDArray[np.uint8]:
     """Read a picture upright: turned as its EXIF orientation says, and of an animation the first frame.
 
-    More than 8 bits per pixel are reduced to the 256 grey levels from the darkest pixel to the lightest.
+    More than 8 bits per pixel are reduced to the 256 grey levels from the darkest pixel to the lightest, but for the
+    little contrast of an empty page.
 
     Args:
         path: A PNG, JPEG, BMP, GIF, TIFF or WebP file of any mode.
@@ -97,7 +100,11 @@ def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
     if picture.mode.startswith(("I", "F")):
         values = np.nan_to_num(np.asarray(picture).astype(np.float32), posinf=0, neginf=0)
         low, high = values.min(), values.max()
-        stretched: NDArray[np.uint8] = np.round((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+        # How much of the file's range is in use it does not say: take the least usual one that has it all.
+        white = next((white for white in WHITES if high <= white), high)
+        is_empty = high - low < MIN_CONTRAST / 255 * white  # a page whose noise is not worth stretching
+        scale = 255 / (white if is_empty else high - low)
+        stretched: NDArray[np.uint8] = np.round((values - low) * scale).astype(np.uint8)
         return stretched
     if picture.has_transparency_data:
         return np.asarray(picture.convert("RGBA"))
