@@ -379,7 +379,7 @@ def test_there_is_no_test_without_labels(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "stage", "message"),
     [
-        (np.zeros((5, 28, 28), np.uint8), "fit", "training images need labels, got None in the train split of Source"),
+        (np.zeros((5, 28, 28), np.uint8), "fit", "images need labels, got None in the train split of Source"),
         (
             np.zeros((5, 784), np.uint8),
             "predict",
@@ -394,12 +394,26 @@ def test_there_is_no_test_without_labels(folder: Path) -> None:
 )
 def test_a_source_without_labels_that_loads_something_else(images: np.ndarray, stage: str, message: str) -> None:
     class Source(DigitDataModule):
+        has_test_labels = False
+
         def load(self, split: str) -> tuple[np.ndarray, None]:
             return images, None
 
     with pytest.raises(InputError) as error:
         Source().setup(stage)
     assert str(error.value) == message
+
+
+def test_a_source_must_say_that_its_test_images_have_no_labels() -> None:
+    class Source(DigitDataModule):
+        def load(self, split: str) -> tuple[np.ndarray, None]:
+            return np.zeros((5, 28, 28), np.uint8), None
+
+    with pytest.raises(InputError) as error:
+        Source().setup("predict")
+    assert str(error.value) == (
+        "images need labels, got None in the test split of Source; set has_test_labels to False if there are none"
+    )
 
 
 def test_the_command_line_does_not_import_polars() -> None:

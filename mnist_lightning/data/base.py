@@ -103,6 +103,16 @@ class DigitDataModule(L.LightningDataModule):
         """
         raise NotImplementedError
 
+    def prepare_data(self) -> None:
+        """Refuse to test without labels, before anything is written.
+
+        Raises:
+            InputError: If the trainer is about to test, and the test images have no labels.
+        """
+        tests = self.trainer is not None and self.trainer.state.fn == TrainerFn.TESTING
+        if tests and not self.has_test_labels:
+            raise InputError(f"{type(self).__name__} has no labelled test set to measure on: use validate or predict")
+
     def setup(self, stage: str | None = None) -> None:
         """Read what the stage needs, once. ``fit`` and ``validate`` never read the test split."""
         if stage in ("fit", "validate", None) and self.train_set is None:
@@ -116,21 +126,12 @@ class DigitDataModule(L.LightningDataModule):
         if stage in ("test", "predict", None) and self.test_set is None:
             self.test_set = GatheredDataset(*self._tensors("test"))
 
-    def prepare_data(self) -> None:
-        """Refuse to test without labels, before anything is written.
-
-        Raises:
-            InputError: If the trainer is about to test, and the test images have no labels.
-        """
-        tests = self.trainer is not None and self.trainer.state.fn == TrainerFn.TESTING
-        if tests and not self.has_test_labels:
-            raise InputError(f"{type(self).__name__} has no labelled test set to measure on: use validate or predict")
-
     def _tensors(self, split: Split) -> Batch:
         images, labels = self.load(split)
         where = f"in the {split} split of {type(self).__name__}"
-        if labels is None and split == "train":
-            raise InputError(f"training images need labels, got None {where}")
+        if labels is None and (split == "train" or self.has_test_labels):
+            hint = "" if split == "train" else "; set has_test_labels to False if there are none"
+            raise InputError(f"images need labels, got None {where}{hint}")
         number, labelled = (len(images), "") if labels is None else (len(labels), f" for {len(labels)} labels")
         if images.dtype != np.uint8 or images.shape != (number, 28, 28):
             raise InputError(f"images must be uint8 (N, 28, 28), got {images.dtype} {images.shape}{labelled} {where}")
