@@ -11,6 +11,7 @@ import pytest
 from scipy.ndimage import center_of_mass
 from sklearn.datasets import load_digits
 
+from mnist_lightning.data import preparation
 from mnist_lightning.data.preparation import MAX_DIGITS, WORKING_SIDE, find_digits
 from mnist_lightning.errors import InputError
 
@@ -438,3 +439,12 @@ def test_random_pictures_are_taken() -> None:
             cv2.line(page, at, ends, int(rng.integers(0, 256)), int(rng.integers(1, 12)))
         page = np.clip(page + rng.normal(0, rng.choice([0, 3, 30]), page.shape), 0, 255).astype(np.uint8)
         check_whatever_is_found(page)
+
+
+def test_a_hairline_across_a_large_page_does_not_fail() -> None:
+    page = np.full((1500, 1500), 255, np.uint8)
+    cv2.line(page, (300, 300), (1200, 1200), 225, 1)
+    cv2.line(page, (700, 300), (900, 500), 0, 3)
+    assert all(digit.image.shape == (28, 28) for digit in find_digits(page))
+    ink, labels = np.eye(1000, dtype=np.uint8) * 20, np.eye(1000, dtype=np.int32)
+    assert preparation._digit(ink, labels, [1], (1.0, 1.0)).box == (0, 0, 1000, 1000)

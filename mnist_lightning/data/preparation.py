@@ -22,13 +22,6 @@ EDGE = 0.2  # of the ink's strength, where a stroke's anti-aliased edge ends
 Box = tuple[int, int, int, int]
 
 
-class _Part(NamedTuple):
-    left: int
-    top: int
-    width: int
-    height: int
-
-
 class Digit(NamedTuple):
     """One digit found in a picture."""
 
@@ -233,9 +226,10 @@ def _digit(ink: NDArray[np.uint8], labels: NDArray[np.int32], parts: list[int], 
     size = max(1, round(width * factor)), max(1, round(height * factor))
     crop = cv2.resize(crop, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
     mass = cv2.moments(crop)
+    total = mass["m00"] or 1.0  # a hairline across a page may have faded away
     image = np.zeros((SIDE, SIDE), np.uint8)
     x, y = (
-        min(max(round(SIDE / 2 - mass[moment] / mass["m00"]), 0), SIDE - length)
+        min(max(round(SIDE / 2 - mass[moment] / total), 0), SIDE - length)
         for moment, length in zip(("m10", "m01"), size, strict=True)
     )
     image[y : y + size[1], x : x + size[0]] = crop

@@ -8,9 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from mnist_lightning.evaluation.figures import RIGHT, WRONG
+
 COLUMNS = 4
 CARD_WIDTH, CARD_HEIGHT = 3.4, 1.5  # in sides of a picture
-INK, PALE = "#0072B2", "#9CC4DD"
+PALE = "#9CC4DD"
 
 
 class FoundDigit(NamedTuple):
@@ -46,12 +48,12 @@ def found_digits(digits: Sequence[FoundDigit], total: int) -> Figure:
         grey: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
         axis.imshow(digit.surroundings, extent=(left, left + w * scale, top + h * scale, top), **grey)
         x0, y0, x1, y1 = (value * scale for value in digit.box)
-        axis.add_patch(Rectangle((left + x0, top + y0), x1 - x0, y1 - y0, fill=False, edgecolor="#D55E00"))
+        axis.add_patch(Rectangle((left + x0, top + y0), x1 - x0, y1 - y0, fill=False, edgecolor=WRONG))
         axis.imshow(digit.image, extent=(x + 1.1, x + 2.1, y + 1, y), interpolation="nearest", **grey)
         axis.text(x, y - 0.07, _short(digit.name), fontsize=9, va="bottom", parse_math=False)
         for rank, likely in enumerate(np.argsort(-digit.probabilities, kind="stable")[:3]):
             share, line = float(digit.probabilities[likely]), y + 0.17 + 0.33 * rank
-            axis.add_patch(Rectangle((x + 2.36, line - 0.12), 0.38 * share, 0.24, color=PALE if rank else INK))
+            axis.add_patch(Rectangle((x + 2.36, line - 0.12), 0.38 * share, 0.24, color=PALE if rank else RIGHT))
             weight = "normal" if rank else "bold"
             axis.text(x + 2.3, line, str(likely), fontsize=11, weight=weight, va="center", ha="right")
             axis.text(x + 3.22, line, f"{share:.0%}", fontsize=9, va="center", ha="right", color="0.25")
