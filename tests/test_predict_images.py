@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import snapshot
+from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 from PIL import Image
 
@@ -22,6 +23,7 @@ from mnist_lightning.cli import main
 from mnist_lightning.data import picture_loader
 from mnist_lightning.data.pictures import read_picture
 from mnist_lightning.data.preparation import find_digits
+from mnist_lightning.evaluation.figures import png
 from mnist_lightning.evaluation.picture_figures import FoundDigit, found_digits
 
 RUN = Path("lightning_logs/version_0")
@@ -285,6 +287,7 @@ def test_a_card_has_the_pictures_the_box_and_the_three_likeliest() -> None:
         assert [*backdrop.get_extents().get_points()[:, 0]] == pytest.approx(
             axis.transData.transform([(left, top), (right, bottom)])[:, 0]
         )
+        assert backdrop.get_zorder() < axis.images[2 * place].get_zorder() < box.get_zorder()
         assert scale == pytest.approx((bottom - top) / digit.surroundings.shape[0])
         assert scale * max(digit.surroundings.shape[:2]) == pytest.approx(1)
         assert box.get_xy() == pytest.approx((left + 5 * scale, top + 4 * scale))
@@ -326,3 +329,10 @@ def test_a_dry_run_with_pictures_is_refused(capsys: pytest.CaptureFixture[str]) 
 def test_a_progress_bar_of_the_users_is_theirs() -> None:
     cv2.imwrite("seven.png", page("7"))
     assert main([*PREDICT, "seven.png", "--trainer.callbacks", "TQDMProgressBar"]) == 0
+
+
+def test_a_card_shows_its_picture_not_what_is_under_it() -> None:
+    grey = np.full((60, 60), 230, np.uint8)
+    digit = FoundDigit("a.png", grey, (10, 10, 50, 50), np.zeros((28, 28), np.uint8), np.eye(10)[3])
+    drawn = imread(io.BytesIO(png(found_digits([digit], 1))))[..., :3]
+    assert (np.abs(drawn - 230 / 255).max(axis=2) < 0.01).sum() > 3000

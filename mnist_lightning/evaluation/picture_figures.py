@@ -43,8 +43,8 @@ def found_digits(digits: Sequence[FoundDigit], total: int) -> Figure:
         h, w = digit.surroundings.shape[:2]
         scale = 1 / max(h, w)
         left, top = x + (1 - w * scale) / 2, y + (1 - h * scale) / 2
-        # Seen through transparent parts: ink of any colour stands out from it.
-        axis.add_patch(Rectangle((left, top), w * scale, h * scale, color="0.6"))
+        # Under the picture, seen through its transparent parts: ink of any colour stands out from it.
+        axis.add_patch(Rectangle((left, top), w * scale, h * scale, color="0.6", zorder=-1))
         grey: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
         axis.imshow(digit.surroundings, extent=(left, left + w * scale, top + h * scale, top), **grey)
         x0, y0, x1, y1 = (value * scale for value in digit.box)
