@@ -1,6 +1,5 @@
 """The command line: its verbs, and what each does when it is told nothing more."""
 
-import json
 import logging
 import os
 import sys
@@ -29,7 +28,7 @@ from mnist_lightning.data import kaggle, mnist, uci  # noqa: F401  --data finds 
 from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.data.picture_loader import picture_loader
 from mnist_lightning.data.pictures import picture_files
-from mnist_lightning.describe import describe, make_parser
+from mnist_lightning.describe import describe
 from mnist_lightning.errors import InputError, condense, refusals
 from mnist_lightning.evaluation import report
 from mnist_lightning.loggers import HistoryLogger, TensorBoardRunLogger
@@ -88,7 +87,8 @@ class DigitCLI(LightningCLI):
         """Build the parser, and say in --help what Lightning's own docstrings leave out or say otherwise."""
         super().setup_parser(*args, **kwargs)
         assert self.parser._subcommands_action is not None
-        self.parser._subcommands_action.add_subcommand("describe", make_parser())
+        # For --help alone: main takes this verb elsewhere.
+        self.parser._subcommands_action.add_subcommand("describe", LightningArgumentParser())
         for choice in self.parser._subcommands_action._choices_actions:
             choice.help = VERBS[choice.dest]
         for verb, parser in self._subcommand_parsers.items():
@@ -260,7 +260,8 @@ class DigitCLI(LightningCLI):
         if self.folder is None:
             print("fast_dev_run: nothing was written")
             return
-        record = json.loads((self.folder / "run.json").read_text())  # a spawned process may have written it
+        record = runs.read_record(self.folder)  # a spawned process may have written it
+        assert record is not None
         print(f"\n{report.fit_table(record, str(self.folder))}\n")
         if self.checkpoint.get("global_step") == record["global_step"]:
             print(f"Nothing was left to train; to go on, raise --trainer.max_epochs above {record['epochs']}.")

@@ -14,20 +14,6 @@ from mnist_lightning.files import write_atomic
 from mnist_lightning.request import read_settings
 
 
-def make_parser(**kwargs: Any) -> LightningArgumentParser:
-    """Return the verb's parser; the keyword arguments are the parser's."""
-    parser = LightningArgumentParser(**kwargs)
-    parser.add_argument(
-        "-c", "--config", action=ActionConfigFile, help="A recipe or a run's config.yaml: its data settings are used."
-    )
-    parser.add_lightning_class_args(DigitDataModule, "data", subclass_mode=True)
-    parser.set_defaults({"data": {"class_path": "mnist_lightning.MNIST"}})
-    parser.add_argument(
-        "--output", type=str, default=None, help="Folder to write to; lightning_logs/describe_<data> by default."
-    )
-    return parser
-
-
 def describe(args: Sequence[str], **parser_kwargs: Any) -> None:
     """Print what each split of a data module holds, and draw its digits.
 
@@ -38,7 +24,15 @@ def describe(args: Sequence[str], **parser_kwargs: Any) -> None:
     Raises:
         InputError: If the data or the folder cannot be used.
     """
-    parser = make_parser(**parser_kwargs)
+    parser = LightningArgumentParser(**parser_kwargs)
+    parser.add_argument(
+        "-c", "--config", action=ActionConfigFile, help="A recipe or a run's config.yaml: its data settings are used."
+    )
+    parser.add_lightning_class_args(DigitDataModule, "data", subclass_mode=True)
+    parser.set_defaults({"data": {"class_path": "mnist_lightning.MNIST"}})
+    parser.add_argument(
+        "--output", type=str, default=None, help="Folder to write to; lightning_logs/describe_<data> by default."
+    )
     config = parser.parse_args(_only_data(args))
     with refusals():
         data: DigitDataModule = parser.instantiate_classes(config).data
