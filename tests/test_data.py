@@ -13,7 +13,7 @@ from torch import nn
 
 from mnist_lightning import MLP, DigitClassifier, UCIDigits
 from mnist_lightning.data.base import DigitDataModule, GatheredDataset
-from mnist_lightning.data.idx import parse_idx
+from mnist_lightning.data.idx import read_idx
 from mnist_lightning.errors import InputError
 
 
@@ -208,12 +208,16 @@ def test_uci_digits_are_scikit_learns_fixed_and_stratified() -> None:
         (b"\0\0\x08\x01\0\0\0\x07abcdef", "it starts with 0000080100000007"),
     ],
 )
-def test_idx_files_of_another_size_or_kind_are_refused(content: bytes, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        parse_idx(content, "x", (6,))
+def test_idx_files_of_another_size_or_kind_are_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(content)
+    for memory_map in (False, True):
+        with pytest.raises(InputError, match=message):
+            read_idx(tmp_path / "x", (6,), memory_map)
 
 
-def test_idx_content_is_read() -> None:
-    array = parse_idx(b"\0\0\x08\x02\0\0\0\x02\0\0\0\x03abcdef", "x", (2, 3))
+@pytest.mark.parametrize("memory_map", [False, True])
+def test_idx_content_is_read(memory_map: bool, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"\0\0\x08\x02\0\0\0\x02\0\0\0\x03abcdef")
+    array = read_idx(tmp_path / "x", (2, 3), memory_map)
     np.testing.assert_array_equal(array, [[97, 98, 99], [100, 101, 102]])
-    assert array.flags.writeable
+    assert isinstance(array, np.memmap) == memory_map

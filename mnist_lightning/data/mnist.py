@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 
 from mnist_lightning.data.base import DEFAULT_DATA_DIR, DigitDataModule, Split
-from mnist_lightning.data.idx import parse_idx
+from mnist_lightning.data.idx import check_idx, read_idx
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomic
 
@@ -40,6 +40,7 @@ class MNIST(DigitDataModule):
     Args:
         data_dir: Folder that holds, or will hold, the data; MNIST_LIGHTNING_DATA sets the default.
         mirrors: Addresses to download from, tried in turn; torchvision's by default.
+        memory_map: Whether the images stay on disk, mapped into memory, rather than being read into it.
         **kwargs: What every data module takes.
     """
 
@@ -71,10 +72,17 @@ class MNIST(DigitDataModule):
         ),
     }
 
-    def __init__(self, data_dir: str = DEFAULT_DATA_DIR, mirrors: Sequence[str] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        data_dir: str = DEFAULT_DATA_DIR,
+        mirrors: Sequence[str] | None = None,
+        memory_map: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.data_dir = data_dir
         self.mirrors = mirrors
+        self.memory_map = memory_map
 
     @property
     def folder(self) -> Path:
@@ -108,7 +116,7 @@ class MNIST(DigitDataModule):
         path = self.folder / file.name
         try:
             if file.sha256 is None:
-                parse_idx(path.read_bytes(), str(path), file.shape)
+                read_idx(path, file.shape, memory_map=True)
                 return None
             with path.open("rb") as content:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
@@ -147,13 +155,13 @@ class MNIST(DigitDataModule):
 
     def load(self, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Read one split: images ``(N, 28, 28)`` uint8, white on black, and their digits ``(N,)`` in 0-9."""
-        images, labels = (self._read(file) for file in self.files[split])
-        return images, labels.astype(np.int64)
+        images, labels = self.files[split]
+        return self._read(images, self.memory_map), self._read(labels).astype(np.int64)
 
-    def _read(self, file: IDXFile) -> NDArray[np.uint8]:
+    def _read(self, file: IDXFile, memory_map: bool = False) -> NDArray[np.uint8]:
         path = self.folder / file.name
         try:
-            return parse_idx(path.read_bytes(), str(path), file.shape)
+            return read_idx(path, file.shape, memory_map)
         except OSError as error:
             raise self._unreadable(path, error) from error
 
@@ -167,6 +175,7 @@ class FashionMNIST(MNIST):
     Args:
         data_dir: Folder that holds, or will hold, the data; MNIST_LIGHTNING_DATA sets the default.
         mirrors: Addresses to download from, tried in turn; torchvision's by default.
+        memory_map: Whether the images stay on disk, mapped into memory, rather than being read into it.
         **kwargs: What every data module takes.
     """
 
@@ -214,7 +223,7 @@ def _fetch(url: str, file: IDXFile, gz_md5: str | None) -> bytes:
     )
     if digest != expected:
         raise ValueError(f"wrong bytes: {kind} {digest} instead of {expected}")
-    parse_idx(content, url, file.shape)
+    check_idx(content, len(content), url, file.shape)
     return content
 
 
