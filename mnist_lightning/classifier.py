@@ -32,11 +32,13 @@ class DigitClassifier(L.LightningModule):
     """
 
     train_loss: MeanMetric
+    train_acc: MulticlassAccuracy
+    PENDING = 100  # updates whose training metrics are added up in one go
 
     def __init__(
         self,
         net: nn.Module,
-        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3),
+        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3, fused=True),
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
@@ -60,19 +62,32 @@ class DigitClassifier(L.LightningModule):
             setattr(self, f"{stage}_acc", MulticlassAccuracy(average="micro", **per_class))
         self.test_confusion = MulticlassConfusionMatrix(**per_class)  # rows true, columns predicted
         self.test_counts: Tensor | None = None
+        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []  # loss, logits and labels of training batches
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits ``(B, 10)`` of float images ``(B, 1, 28, 28)`` in [0, 1]."""
         logits: Tensor = self.net(images)
         return logits
 
-    def _step(self, batch: tuple[Tensor, Tensor], stage: Stage) -> tuple[Tensor, Tensor]:
+    def _loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         images, labels = batch  # (B, 1, 28, 28), (B,)
         logits = self(images)  # (B, 10)
-        loss = F.cross_entropy(logits, labels)
-        getattr(self, f"{stage}_loss").update(loss.detach(), weight=len(labels))
-        getattr(self, f"{stage}_acc").update(logits.detach(), labels)
-        return loss, logits
+        return F.cross_entropy(logits, labels), logits
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: Stage) -> Tensor:
+        loss, logits = self._loss(batch)
+        getattr(self, f"{stage}_loss").update(loss, weight=len(logits))
+        getattr(self, f"{stage}_acc").update(logits, batch[1])
+        return logits
+
+    def _measure_pending(self) -> None:
+        """Update the training metrics with the batches since the last time: for each by itself costs half an update."""
+        if self._pending:
+            losses, logits, labels = zip(*self._pending, strict=True)
+            self._pending.clear()
+            sizes = torch.tensor([len(batch) for batch in labels], device=self.device)
+            self.train_loss.update(torch.stack(losses), weight=sizes)
+            self.train_acc.update(torch.cat(logits), torch.cat(labels))
 
     def _log_epoch(self, stage: Stage) -> None:
         metrics = {f"{stage}/{name}": getattr(self, f"{stage}_{name}") for name in ("loss", "acc")}
@@ -81,15 +96,19 @@ class DigitClassifier(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the batch's mean cross-entropy."""
-        return self._step(batch, "train")[0]
+        loss, logits = self._loss(batch)
+        self._pending.append((loss.detach(), logits.detach(), batch[1]))
+        if len(self._pending) == self.PENDING:
+            self._measure_pending()
+        return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Add the batch to the validation metrics; return its logits ``(B, 10)``, for callbacks."""
-        return self._step(batch, "val")[1]
+        return self._evaluate(batch, "val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Add the batch to the test metrics; return its logits ``(B, 10)``, for callbacks."""
-        _, logits = self._step(batch, "test")
+        logits = self._evaluate(batch, "test")
         self.test_confusion.update(logits, batch[1])
         return logits
 
@@ -99,6 +118,7 @@ class DigitClassifier(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training metrics, unless the epoch was over when the run was resumed."""
+        self._measure_pending()
         if self.train_loss.update_called:
             self._log_epoch("train")
 
