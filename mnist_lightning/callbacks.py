@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from mnist_lightning import runs
@@ -153,6 +153,25 @@ def _move(state: dict[str, Any], folder: str) -> None:
 
 def _num_parameters(module: L.LightningModule) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+class CalmProgressBar(TQDMProgressBar):
+    """Lightning's progress bar, redrawn in training ten times a second: drawing it takes longer than a small update."""
+
+    SECONDS = 0.1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._due = 0.0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Redraw the bar if it is due, or the epoch's last batch is done."""
+        now = time.monotonic()
+        if now >= self._due or batch_idx + 1 == self.total_train_batches:
+            self._due = now + self.SECONDS
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 class EpochLines(ProgressBar):

@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_lightning import runs
-from mnist_lightning.callbacks import EpochLines, RunRecord, SaveRunConfig
+from mnist_lightning.callbacks import CalmProgressBar, EpochLines, RunRecord, SaveRunConfig
 from mnist_lightning.checkpoints import check_fits, check_made_by, load_checkpoint
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import kaggle, mnist, uci  # noqa: F401  --data finds them by name once they are imported
@@ -32,6 +32,7 @@ from mnist_lightning.describe import describe
 from mnist_lightning.errors import InputError, condense, refusals
 from mnist_lightning.evaluation import report
 from mnist_lightning.loggers import HistoryLogger, TensorBoardRunLogger
+from mnist_lightning.loop import use_direct_loop
 from mnist_lightning.request import VERBS, resolve, runs_root
 from mnist_lightning.writers import PictureWriter, PredictionWriter, ReportWriter
 
@@ -153,7 +154,9 @@ class DigitCLI(LightningCLI):
         self.folder: Path | None = None
         self.predictions: PictureWriter | PredictionWriter | None = None
         with self._new_folder_discarded_without_results(), refusals():
-            return super().instantiate_trainer(**self._trainer_settings(), **kwargs)
+            trainer = super().instantiate_trainer(**self._trainer_settings(), **kwargs)
+        use_direct_loop(trainer)
+        return trainer
 
     def _trainer_settings(self) -> dict[str, Any]:
         """Choose the run folder, and what this verb writes there with which callbacks and loggers."""
@@ -197,8 +200,8 @@ class DigitCLI(LightningCLI):
         if self.predictions is not None:
             callbacks.append(self.predictions)
         shows_progress = settings.get("enable_progress_bar", config.enable_progress_bar) is not False
-        if not has_bar and shows_progress and not sys.stdout.isatty():
-            callbacks.append(EpochLines())
+        if not has_bar and shows_progress:
+            callbacks.append(CalmProgressBar() if sys.stdout.isatty() else EpochLines())
         self.trainer_defaults["callbacks"] = callbacks
         return settings
 
