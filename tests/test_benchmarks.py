@@ -48,6 +48,22 @@ def test_rows_are_compared_by_their_medians(tmp_path: Path) -> None:
     figures.save(axis.figure, tmp_path / "speed.png")
 
 
+def test_memory_is_compared_with_the_bytes_added() -> None:
+    import growth
+
+    def run_of(times: int, seconds: float, peak: float) -> dict[str, object]:
+        measured = {"seconds_per_update": seconds, "peak_rss_mb": peak, "peak_anonymous_mb": 100.0}
+        return {"kind": "in memory", "times": times, "images": 60_000 * times, **measured}
+
+    added = 3 * 60_000 * 28 * 28 / 1e6
+    runs = [run_of(1, 2e-3, 500), run_of(4, 3e-3, 500 + 2 * added)] * 3 + [run_of(1, 9e-3, 999)]
+    one, four = growth.summarise(runs)
+    assert one == {**run_of(1, 2e-3, 500), "min": 2e-3, "max": 9e-3, "to_smallest": 1}
+    assert four["peak_rss_mb_per_byte"] == pytest.approx(2)
+    assert four["peak_anonymous_mb_per_byte"] == 0
+    assert four["to_smallest"] == 1.5
+
+
 def test_a_command_runs_in_a_terminal_that_is_read_to_the_end() -> None:
     import measure
 
