@@ -4,9 +4,9 @@
 
 Round by round, each in a process and a terminal of its own, since machines change their pace. Seconds are those of
 training with a validation pass each epoch; starting up and loading data are not in them, but in the column "command".
-The peers are in peers/. Keras and JAX need `pip install tensorflow jax optax`, best in an environment of their own,
-whose interpreter is PYTHON. Accuracy is a mean over the rounds, each with another seed: of the peers on the test set,
-of mnist_lightning the best on validation.
+The peers are in peers/ and all train by the default recipe; configs/fast.yaml is another. Keras and JAX need
+`pip install tensorflow jax optax`, best in an environment of their own, whose interpreter is PYTHON. Accuracy is a
+mean over the rounds, each with another seed: of the peers on the test set, of mnist_lightning the best on validation.
 """
 
 import argparse
@@ -53,7 +53,7 @@ class Peer(NamedTuple):
 ROWS: dict[str, Ours | Peer] = {
     "ours": Ours("mnist_lightning", []),
     "ours-off": Ours("mnist_lightning, everything off", OFF.split()),
-    "ours-fast": Ours("mnist_lightning, fast.yaml", ["--config", str(FAST)]),
+    "ours-fast": Ours("mnist_lightning, fast.yaml's recipe", ["--config", str(FAST)]),
     "keras-tensorflow": Peer(
         "Keras on TensorFlow", "keras_recipe.py", ("keras", "tensorflow"), environment={"KERAS_BACKEND": "tensorflow"}
     ),

@@ -53,7 +53,9 @@ class BareLoop:
         self.data.setup("fit")
         self.net = MLP()
         self.optimizer = DigitClassifier(self.net).configure_optimizers()
-        self.threads = useful_threads(self.net, self.data.batch_size, torch.get_num_threads())
+        self.threads = torch.get_num_threads()
+        if "OMP_NUM_THREADS" not in os.environ:  # which fit obeys
+            self.threads = useful_threads(self.net, self.data.batch_size, self.threads)
 
     def epoch(self) -> float:
         """Train for an epoch and return the seconds per update."""
