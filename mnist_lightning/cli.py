@@ -26,8 +26,6 @@ from mnist_lightning.checkpoints import check_fits, check_made_by, load_checkpoi
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import kaggle, mnist, uci  # noqa: F401  --data finds them by name once they are imported
 from mnist_lightning.data.base import DigitDataModule
-from mnist_lightning.data.picture_loader import picture_loader
-from mnist_lightning.data.pictures import picture_files
 from mnist_lightning.describe import describe
 from mnist_lightning.errors import InputError, condense, refusals
 from mnist_lightning.evaluation import report
@@ -137,6 +135,8 @@ class DigitCLI(LightningCLI):
             raise InputError(f"--seed_everything must be in [0, 2**32), got {seed}")
         self.files: list[str] = []
         if verb == "predict" and self.config.predict.images is not None:
+            from mnist_lightning.data.pictures import picture_files  # here, since OpenCV takes a while to import
+
             self.files = picture_files(self.config.predict.images)
             self.config.predict.images = None  # what follows would check thousands of names again and again
 
@@ -247,6 +247,8 @@ class DigitCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Classify the test images, or the digits in picture files."""
         if self.files:
+            from mnist_lightning.data.picture_loader import picture_loader
+
             loader = picture_loader(self.files)
             kwargs |= {"datamodule": None, "dataloaders": loader}
             if loader.num_workers:
