@@ -65,6 +65,7 @@ class DigitCLI(LightningCLI):
     exit_code = 0
 
     def __init__(self, args: Sequence[str]) -> None:
+        self._first = args[0] if args else None
         super().__init__(
             DigitClassifier,
             DigitDataModule,
@@ -89,14 +90,19 @@ class DigitCLI(LightningCLI):
         self.parser._subcommands_action.add_subcommand("describe", LightningArgumentParser())
         for choice in self.parser._subcommands_action._choices_actions:
             choice.help = VERBS[choice.dest]
-        for verb, parser in self._subcommand_parsers.items():
-            parser.description = VERBS[verb]
-            options = {action.dest: action for action in parser._actions}
-            options["ckpt_path"].help = CKPT_PATH_OF_FIT if verb == "fit" else CKPT_PATH
-            options["trainer.default_root_dir"].help = "Folder of lightning_logs; by default where you are."
-        self._subcommand_parsers["predict"].add_argument(
-            "--images", type=str, nargs="+", default=None, metavar="FILE_OR_FOLDER", help=IMAGES
-        )
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Build the parser of a verb, or where another one is asked for an empty one: building takes a while."""
+        if self._first in ("-h", "--help") or (self._first in VERBS and self._first != subcommand):
+            return LightningArgumentParser()
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.description = VERBS[subcommand]
+        options = {action.dest: action for action in parser._actions}
+        options["ckpt_path"].help = CKPT_PATH_OF_FIT if subcommand == "fit" else CKPT_PATH
+        options["trainer.default_root_dir"].help = "Folder of lightning_logs; by default where you are."
+        if subcommand == "predict":
+            parser.add_argument("--images", type=str, nargs="+", default=None, metavar="FILE_OR_FOLDER", help=IMAGES)
+        return parser
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
