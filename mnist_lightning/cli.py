@@ -26,8 +26,6 @@ from mnist_lightning.checkpoints import check_fits, check_made_by, load_checkpoi
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import kaggle, mnist, uci  # noqa: F401  --data finds them by name once they are imported
 from mnist_lightning.data.base import DigitDataModule
-from mnist_lightning.data.picture_loader import picture_loader
-from mnist_lightning.data.pictures import picture_files
 from mnist_lightning.describe import describe
 from mnist_lightning.errors import InputError, condense, refusals
 from mnist_lightning.evaluation import report
@@ -68,6 +66,7 @@ class DigitCLI(LightningCLI):
     exit_code = 0
 
     def __init__(self, args: Sequence[str]) -> None:
+        self._first = args[0] if args else None
         super().__init__(
             DigitClassifier,
             DigitDataModule,
@@ -92,14 +91,19 @@ class DigitCLI(LightningCLI):
         self.parser._subcommands_action.add_subcommand("describe", LightningArgumentParser())
         for choice in self.parser._subcommands_action._choices_actions:
             choice.help = VERBS[choice.dest]
-        for verb, parser in self._subcommand_parsers.items():
-            parser.description = VERBS[verb]
-            options = {action.dest: action for action in parser._actions}
-            options["ckpt_path"].help = CKPT_PATH_OF_FIT if verb == "fit" else CKPT_PATH
-            options["trainer.default_root_dir"].help = "Folder of lightning_logs; by default where you are."
-        self._subcommand_parsers["predict"].add_argument(
-            "--images", type=str, nargs="+", default=None, metavar="FILE_OR_FOLDER", help=IMAGES
-        )
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Build the parser of a verb, or where another one is asked for an empty one: building takes a while."""
+        if self._first in ("-h", "--help") or (self._first in VERBS and self._first != subcommand):
+            return LightningArgumentParser()
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.description = VERBS[subcommand]
+        options = {action.dest: action for action in parser._actions}
+        options["ckpt_path"].help = CKPT_PATH_OF_FIT if subcommand == "fit" else CKPT_PATH
+        options["trainer.default_root_dir"].help = "Folder of lightning_logs; by default where you are."
+        if subcommand == "predict":
+            parser.add_argument("--images", type=str, nargs="+", default=None, metavar="FILE_OR_FOLDER", help=IMAGES)
+        return parser
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -138,6 +142,8 @@ class DigitCLI(LightningCLI):
             raise InputError(f"--seed_everything must be in [0, 2**32), got {seed}")
         self.files: list[str] = []
         if verb == "predict" and self.config.predict.images is not None:
+            from mnist_lightning.data.pictures import picture_files  # here, since OpenCV takes a while to import
+
             self.files = picture_files(self.config.predict.images)
             self.config.predict.images = None  # what follows would check thousands of names again and again
 
@@ -250,6 +256,8 @@ class DigitCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Classify the test images, or the digits in picture files."""
         if self.files:
+            from mnist_lightning.data.picture_loader import picture_loader
+
             loader = picture_loader(self.files)
             kwargs |= {"datamodule": None, "dataloaders": loader}
             if loader.num_workers:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import lightning as L
 import numpy as np
@@ -25,11 +25,12 @@ from torch import Tensor
 from mnist_lightning import runs
 from mnist_lightning.data.base import DigitDataModule, GatheredDataset
 from mnist_lightning.data.kaggle import Kaggle
-from mnist_lightning.data.picture_loader import PictureBatch
-from mnist_lightning.data.pictures import read_picture, surroundings
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import open_atomic, write_atomic
 from mnist_lightning.loggers import read_history
+
+if TYPE_CHECKING:
+    from mnist_lightning.data.picture_loader import PictureBatch
 
 PICTURE, SUBMISSION = "predictions.png", "submission.csv"
 PROBABILITIES = [f"p{digit}" for digit in range(10)]
@@ -141,7 +142,7 @@ class PictureWriter(BasePredictionWriter):
         pl_module: L.LightningModule,
         prediction: Mapping[str, Tensor],
         batch_indices: Sequence[int] | None,
-        batch: PictureBatch,
+        batch: "PictureBatch",
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
@@ -175,7 +176,8 @@ class PictureWriter(BasePredictionWriter):
         self._open.close()
         _drop_others(self.folder)
         self.written.append(self.folder / "predictions.csv")
-        # Here, since matplotlib takes a while to import.
+        # Here, since OpenCV and matplotlib take a while to import.
+        from mnist_lightning.data.pictures import read_picture, surroundings
         from mnist_lightning.evaluation import figures, picture_figures
 
         cards = []

@@ -3,8 +3,6 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from mnist_lightning.data.base import DigitDataModule, Split
 
@@ -18,6 +16,10 @@ class UCIDigits(DigitDataModule):
 
     def load(self, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Read one split: images ``(N, 28, 28)`` uint8, white on black, and their digits ``(N,)`` in 0-9."""
+        # Here, since the command line imports every data module, whatever the data are.
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
         digits = load_digits()
         rows = train_test_split(np.arange(1797), test_size=0.2, stratify=digits.target, random_state=0)
         chosen = np.sort(rows[split == "test"])

@@ -11,7 +11,6 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
-from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
 from mnist_lightning.evaluation.metrics import (
     BINS,
@@ -373,6 +372,8 @@ def roc(labels: NDArray[np.integer], probabilities: NDArray[np.floating]) -> Fig
         labels: True digits ``(N,)``.
         probabilities: ``(N, 10)``; if any is not finite there is nothing to draw.
     """
+    from sklearn.metrics import auc, roc_curve  # here, since the curves of fit are drawn without it
+
     figure, panels = _panels("ROC of each digit against the rest", labels, probabilities)
     # On a logarithmic axis nothing is at 0; what is, is drawn at the left edge, below one image in all.
     left = min(0.1, 10 ** np.floor(np.log10(1 / len(labels))))
@@ -399,6 +400,8 @@ def precision_recall(labels: NDArray[np.integer], probabilities: NDArray[np.floa
         labels: True digits ``(N,)``.
         probabilities: ``(N, 10)``; if any is not finite there is nothing to draw.
     """
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
     figure, panels = _panels("Precision and recall of each digit", labels, probabilities)
     lowest = 1.0
     for digit, axis in panels.items():

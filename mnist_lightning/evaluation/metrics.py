@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
+
+# scikit-learn takes a while to import, and the curves of fit are drawn without it: whoever needs it imports it.
 
 DIGITS = range(10)
 BINS = 15  # as many as Guo et al. 2017 and torchmetrics use
@@ -29,6 +30,8 @@ def classification(labels: NDArray[np.integer], probabilities: NDArray[np.floati
         ``f1_per_digit`` and ``auroc_per_digit``; and the counts ``confusion_matrix``, ten rows (true) of ten
         (predicted).
     """
+    from sklearn.metrics import precision_recall_fscore_support
+
     predicted, confidence = decide(probabilities)
     right = predicted == labels
     precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, labels=DIGITS, zero_division=0.0)
@@ -52,6 +55,8 @@ def classification(labels: NDArray[np.integer], probabilities: NDArray[np.floati
 
 def confusion(labels: NDArray[np.integer], probabilities: NDArray[np.floating]) -> NDArray[np.int64]:
     """Return the confusion matrix in counts ``(10, 10)``: rows true, columns predicted."""
+    from sklearn.metrics import confusion_matrix
+
     counts: NDArray[np.int64] = confusion_matrix(labels, decide(probabilities)[0], labels=DIGITS)
     return counts
 
@@ -63,6 +68,8 @@ def decide(probabilities: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDAr
 
 def auroc_per_digit(labels: NDArray[np.integer], probabilities: NDArray[np.floating]) -> list[float | None]:
     """Return the area under each digit's ROC curve against the rest; None where there is no such curve."""
+    from sklearn.metrics import roc_auc_score
+
     if not np.isfinite(probabilities).all():
         return [None for _ in DIGITS]
     return [
