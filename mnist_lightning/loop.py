@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loops.fetchers import _DataFetcher, _PrefetchDataFetcher
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
@@ -15,6 +15,8 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
+
+from mnist_lightning.adam import DirectAdam
 
 # Hooks inside an update, and hooks of the module around it: where one of them is overridden, Lightning's loop runs.
 INNER_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
@@ -58,41 +60,73 @@ class DirectEpochLoop(_TrainingEpochLoop):
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Find out, for each epoch anew, whether the direct way will do, and who listens."""
         super().on_run_start(data_fetcher)
-        trainer = self.trainer
-        if trainer.strategy.root_device.type == "cpu":
+        trainer, module = self.trainer, self.trainer.lightning_module
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        if on_cpu:
             # Adam asks at each step whether there is a GPU, and Lightning has torch look for the driver to answer that,
             # which takes 0.2 ms. The other answer is cached.
             os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
             if "OMP_NUM_THREADS" not in os.environ:
-                torch.set_num_threads(useful_threads(trainer.lightning_module, self._batch_size(), self._all_threads))
+                torch.set_num_threads(useful_threads(module, self._batch_size(), self._all_threads))
         self._is_direct = type(data_fetcher) is _PrefetchDataFetcher and _needs_no_more(trainer)
+        if self._is_direct:
+            optimizer = trainer.optimizers[0]
+            self._optimizer = DirectAdam(optimizer) if DirectAdam.suits(optimizer) else optimizer
         self._on_start = _overriding(trainer, "on_train_batch_start")
-        self._on_end = _overriding(trainer, "on_train_batch_end")
+        self._on_end = [
+            callback for callback in _overriding(trainer, "on_train_batch_end") if not _saves_by_epoch(callback)
+        ]
         selector = trainer._data_connector._datahook_selector
         assert selector is not None
-        self._transfer_hooks = [
-            getattr(selector.get_instance(name), name)
-            for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-        ]
+        self._transfer_hooks = []
+        for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"):
+            owner = selector.get_instance(name)
+            # What a loader yields is on the CPU: the default transfer there goes through the batch for nothing.
+            if is_overridden(name, owner) or (name == "transfer_batch_to_device" and not on_cpu):
+                device = (trainer.strategy.root_device,) if name == "transfer_batch_to_device" else ()
+                self._transfer_hooks.append((getattr(owner, name), (*device, 0)))
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
-        """Train on the next batch."""
+        """Train on the next batch, and on those after it until something else than an update is due."""
         if self.restarting or not self._is_direct:
             super().advance(data_fetcher)
             return
-        trainer, module, progress = self.trainer, self.trainer.lightning_module, self.batch_progress
-        connector = trainer._logger_connector
         self.val_loop.restarting = False
-        batch, _, _ = next(data_fetcher)
-        batch_idx = progress.current.ready
-        progress.is_last_batch = data_fetcher.done
-        batch = self._transfer(batch)
-        progress.increment_ready()
-        connector.on_batch_start(batch)
+        trainer = self.trainer
+        for _ in range(self._updates_on_end()):
+            self._advance(next(data_fetcher)[0], data_fetcher.done)
+            if trainer.should_stop or trainer.received_sigterm or self.batch_progress.is_last_batch:
+                return
+            self._batches_that_stepped += 1
+        self._advance(next(data_fetcher)[0], data_fetcher.done)
 
-        _enter_hook(module, "on_train_batch_start")
-        for callback in self._on_start:
-            callback.on_train_batch_start(trainer, module, batch, batch_idx)
+    def _updates_on_end(self) -> int:
+        """Return how many updates, from the next, have nothing to do after them: no validation, no end."""
+        trainer, done = self.trainer, self.batch_progress.current.ready
+        if trainer.val_check_batch is None or trainer.lr_scheduler_configs:
+            return 0  # validation by the clock, or a scheduler that steps after the update
+        since = self.batch_progress.total.ready if trainer.check_val_every_n_epoch is None else done
+        until = [trainer.num_training_batches - done, trainer.val_check_batch - since % trainer.val_check_batch]
+        if self.max_steps != -1:
+            until.append(self.max_steps - self.global_step)
+        return max(0, int(min(until)) - 1)
+
+    def _advance(self, batch: Any, is_last_batch: bool) -> None:
+        trainer, module, progress = self.trainer, self.trainer.lightning_module, self.batch_progress
+        connector, results = trainer._logger_connector, self._results
+        batch = trainer.precision_plugin.convert_input(batch)
+        for hook, device_and_loader in self._transfer_hooks:
+            batch = hook(batch, *device_and_loader)
+        batch_idx = progress.current.ready
+        progress.is_last_batch = is_last_batch
+        progress.increment_ready()
+        connector._first_loop_iter = connector._first_loop_iter is None
+        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
+
+        if self._on_start:
+            _enter_hook(module, "on_train_batch_start")
+            for callback in self._on_start:
+                callback.on_train_batch_start(trainer, module, batch, batch_idx)
         progress.increment_started()
         outputs = self._update(batch, batch_idx)
         progress.increment_processed()
@@ -100,13 +134,18 @@ class DirectEpochLoop(_TrainingEpochLoop):
             self.update_lr_schedulers("step", update_plateau_schedulers=False)
             if self._num_ready_batches_reached():
                 self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
-        _enter_hook(module, "on_train_batch_end")
-        for callback in self._on_end:
-            callback.on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+        if self._on_end:
+            _enter_hook(module, "on_train_batch_end")
+            for callback in self._on_end:
+                callback.on_train_batch_end(trainer, module, outputs, batch, batch_idx)
         _enter_hook(module, None)
-        connector.on_batch_end()
-        progress.increment_completed()
-        connector.update_train_step_metrics()
+        if any(metric.meta.on_step for metric in results.values()):
+            connector.on_batch_end()
+            progress.increment_completed()
+            connector.update_train_step_metrics()
+        else:
+            results.batch = None
+            progress.increment_completed()
 
     def teardown(self) -> None:
         """Give torch its threads back."""
@@ -116,14 +155,9 @@ class DirectEpochLoop(_TrainingEpochLoop):
     def _batch_size(self) -> int | None:
         return getattr(self.trainer.train_dataloader, "batch_size", None)
 
-    def _transfer(self, batch: Any) -> Any:
-        before, transfer, after = self._transfer_hooks
-        batch = before(self.trainer.precision_plugin.convert_input(batch), 0)
-        return after(transfer(batch, self.trainer.strategy.root_device, 0), 0)
-
     def _update(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         trainer, module = self.trainer, self.trainer.lightning_module
-        optimizer = trainer.optimizers[0]
+        optimizer = self._optimizer
         progress = self.automatic_optimization.optim_progress.optimizer
         progress.step.increment_ready()
         result: ClosureResult
@@ -178,6 +212,15 @@ def _needs_no_more(trainer: L.Trainer) -> bool:
         and is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
         and not any(is_overridden(name, module, L.LightningModule) for name in (*MODULE_HOOKS, *INNER_HOOKS))
         and not any(_overriding(trainer, name) for name in INNER_HOOKS)
+    )
+
+
+def _saves_by_epoch(callback: Callback) -> bool:
+    """Return whether a callback is a ModelCheckpoint that has nothing to do after an update but to find that out."""
+    return (
+        type(callback) is ModelCheckpoint
+        and callback._every_n_train_steps < 1
+        and callback._train_time_interval is None
     )
 
 

@@ -22,6 +22,15 @@ from mnist_lightning.loop import DirectEpochLoop, use_direct_loop, useful_thread
 PER_EPOCH = 36
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compare runs on as many threads each: sums in another order differ in their last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Recorder(Callback):
     """Keeps what it is called for and with, as a user's callback would see it."""
 
@@ -55,6 +64,12 @@ class LogsSteps(DigitClassifier):
 class SkipsSome(DigitClassifier):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         return None if batch_idx % 3 == 1 else super().training_step(batch, batch_idx)
+
+
+class Frozen(DigitClassifier):
+    def configure_optimizers(self) -> Any:
+        self.net.layers[1].weight.requires_grad_(False)
+        return super().configure_optimizers()
 
 
 class ClipsByHand(DigitClassifier):
@@ -139,6 +154,15 @@ PLAIN: dict[str, dict[str, Any]] = {
         "settings": {"optimizer": lambda params: torch.optim.LBFGS(params, lr=0.1, max_iter=3)},
         "max_steps": 5,
     },
+    "AdamW with a schedule of its momentum": {
+        "settings": {
+            "optimizer": lambda params: torch.optim.AdamW(params, weight_decay=0.1, fused=True),
+            "lr_scheduler": lambda optimizer: OneCycleLR(optimizer, max_lr=0.01, total_steps=100),
+            "lr_scheduler_interval": "step",
+        },
+    },
+    "an Adam that is not fused": {"settings": {"optimizer": torch.optim.Adam}},
+    "weights that are not trained": {"module": Frozen},
     "bf16-mixed": {"precision": "bf16-mixed"},
     "bf16-true": {"precision": "bf16-true", "settings": {"optimizer": torch.optim.SGD}},
     "double precision": {"precision": "64-true"},
@@ -174,6 +198,8 @@ def test_the_direct_way_does_what_lightning_does(
     assert ours.fit_loop.state_dict() == theirs.fit_loop.state_dict()  # every counter that a checkpoint holds
     for mine, plain in zip(our_model.parameters(), their_model.parameters(), strict=True):
         assert torch.equal(mine, plain)  # to the bit
+    states = (run.optimizers[0].state_dict() for run in (ours, theirs))
+    torch.testing.assert_close(*states, rtol=0, atol=0, equal_nan=True)
 
 
 def test_200_updates_are_the_plain_loop(folder: Path) -> None:
@@ -302,13 +328,9 @@ def test_training_gives_the_threads_back(given: str | None, folder: Path, monkey
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-    before = torch.get_num_threads()
     torch.set_num_threads(2)
-    try:
-        trainer = quiet_trainer(folder, [Looker()], max_epochs=1, limit_train_batches=2)
-        use_direct_loop(trainer)
-        trainer.fit(DigitClassifier(MLP()), UCIDigits())
-        assert seen == [2, 2] if given else [1, 1]
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    trainer = quiet_trainer(folder, [Looker()], max_epochs=1, limit_train_batches=2)
+    use_direct_loop(trainer)
+    trainer.fit(DigitClassifier(MLP()), UCIDigits())
+    assert seen == ([2, 2] if given else [1, 1])
+    assert torch.get_num_threads() == 2
