@@ -20,7 +20,8 @@ import yaml
 
 from mnist_lightning.data.base import DEFAULT_DATA_DIR
 
-RECIPES = [Path(f"configs/{name}.yaml") for name in ("mlp_32_16", "mlp_128", "kaggle", "default", "early_stopping")]
+NAMES = ("mlp_32_16", "mlp_128", "kaggle", "default", "early_stopping", "fast")
+RECIPES = [Path(f"configs/{name}.yaml") for name in NAMES]
 
 
 def run(config: Path, seed: int, data_dir: str | None, labelled: bool) -> tuple[dict[str, Any], float | None]:

@@ -37,7 +37,8 @@ class DirectAdam:
         hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
         everywhere = (torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks)
         return (
-            bool(group["fused"])
+            "decoupled_weight_decay" in group  # not before torch 2.7
+            and bool(group["fused"])
             and not group["amsgrad"]
             and not any(isinstance(number, Tensor) for number in numbers)
             and not any((*hooks, *everywhere))

@@ -28,8 +28,6 @@ MODULE_HOOKS = (
     "optimizer_zero_grad",
     "configure_gradient_clipping",
 )
-
-
 OPERATIONS_PER_THREAD = 80_000_000  # of an update: two threads lose with 64 images, and win with 256, in an MLP()
 
 
@@ -41,11 +39,11 @@ def use_direct_loop(trainer: L.Trainer) -> None:
 class DirectEpochLoop(_TrainingEpochLoop):
     """Lightning's training epoch loop, with a direct way through an update.
 
-    For each update Lightning 2.6 enters some fifty contexts of the profiler, offers eight hooks to every callback
-    whether or not it has them, and hands the loss through five closures. On a network this small that takes longer
-    than the training. The direct way makes the same calls in the same order, but only those that do something:
-    transfer, callbacks' ``on_train_batch_start``, ``training_step``, ``zero_grad``, ``backward``, ``step``, learning
-    rate, callbacks' ``on_train_batch_end``. Counters, logging, validation, stopping and checkpoints stay Lightning's.
+    For each update Lightning 2.6 enters some fifty contexts of the profiler and offers six hooks to every callback,
+    whether or not it has them. On a network this small that takes longer than the training. The direct way makes the
+    same calls in the same order, but only those that do something: transfer, callbacks' ``on_train_batch_start``,
+    ``training_step``, ``zero_grad``, ``backward``, ``step``, learning rate, callbacks' ``on_train_batch_end``.
+    Counters, logging, validation, stopping and checkpoints stay Lightning's.
 
     Whatever needs more than that takes Lightning's own way: several devices, accumulated or clipped gradients, scaled
     losses, manual optimization, profilers, anomaly detection, and hooks in the middle of an update.
@@ -103,8 +101,8 @@ class DirectEpochLoop(_TrainingEpochLoop):
     def _updates_on_end(self) -> int:
         """Return how many updates, from the next, have nothing to do after them: no validation, no end."""
         trainer, done = self.trainer, self.batch_progress.current.ready
-        if trainer.val_check_batch is None or trainer.lr_scheduler_configs:
-            return 0  # validation by the clock, or a scheduler that steps after the update
+        if trainer.val_check_batch in (None, float("inf")) or trainer.lr_scheduler_configs:
+            return 0  # validation by the clock, a loader of unknown length, or a scheduler that steps after the update
         since = self.batch_progress.total.ready if trainer.check_val_every_n_epoch is None else done
         until = [trainer.num_training_batches - done, trainer.val_check_batch - since % trainer.val_check_batch]
         if self.max_steps != -1:

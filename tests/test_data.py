@@ -10,9 +10,10 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.utils.data import BatchSampler, RandomSampler
 
 from mnist_lightning import MLP, DigitClassifier, UCIDigits
-from mnist_lightning.data.base import DigitDataModule, GatheredDataset
+from mnist_lightning.data.base import DigitDataModule, GatheredDataset, GatheredLoader
 from mnist_lightning.data.idx import read_idx
 from mnist_lightning.errors import InputError
 
@@ -36,6 +37,24 @@ def test_a_gathered_batch_is_the_stacked_samples() -> None:
         torch.testing.assert_close(gathered, torch.stack(samples), rtol=0, atol=0)
     assert batch[1].tolist() == [2, 3, 15]
     assert len(dataset) == 7
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 64, 2048])
+@pytest.mark.parametrize("batch_size", [7, 32, 300])
+def test_a_loader_that_gathers_many_batches_gives_those_of_a_plain_one(
+    rows_at_once: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GatheredLoader, "ROWS", rows_at_once)
+    dataset = GatheredDataset(torch.arange(1000), torch.arange(2000).view(1000, 2), rows=torch.arange(999, -1, -2))
+    kwargs = {"batch_size": batch_size, "shuffle": True}
+    gathered = GatheredLoader(dataset, generator=torch.Generator().manual_seed(3), **kwargs)
+    sampler = BatchSampler(RandomSampler(dataset, generator=torch.Generator().manual_seed(3)), batch_size, False)
+    for _ in range(2):  # epochs
+        batches, expected = list(gathered), list(sampler)
+        assert len(batches) == len(gathered) == len(expected)
+        for (numbers, pairs), indices in zip(batches, expected, strict=True):
+            assert numbers.tolist() == [999 - 2 * index for index in indices]
+            assert torch.equal(pairs, torch.stack([2 * numbers, 2 * numbers + 1], dim=1))
 
 
 def test_the_split_is_80_20_without_overlap() -> None:

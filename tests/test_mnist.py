@@ -3,10 +3,12 @@
 import gzip
 import hashlib
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 from mirror import mirror
 
@@ -164,3 +166,14 @@ def test_fashion_mnist_is_checked_by_torchvisions_md5(
     (tmp_path / "FashionMNIST/raw/train-labels-idx1-ubyte").write_bytes(b"")
     with pytest.raises(InputError, match="train-labels-idx1-ubyte has 0 bytes instead of 208, and no mirror has it"):
         FashionMNIST(str(tmp_path), mirrors=[]).prepare_data()
+
+
+def test_memory_mapped_images_stay_on_disk_and_are_the_same(tiny_mnist: Path) -> None:
+    with warnings.catch_warnings(action="error"):
+        read, mapped = MNIST(str(tiny_mnist)), MNIST(str(tiny_mnist), memory_map=True)
+        for data in (read, mapped):
+            data.setup("fit")
+    assert isinstance(mapped.load("train")[0], np.memmap)
+    assert not isinstance(read.load("train")[0], np.memmap)
+    for mine, theirs in zip(mapped.val_dataloader(), read.val_dataloader(), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
