@@ -81,7 +81,7 @@ class DigitClassifier(L.LightningModule):
         return logits
 
     def _measure_pending(self) -> None:
-        """Update the training metrics with the batches since the last time: for each by itself costs half an update."""
+        """Update the training metrics with the batches since the last time: one by one would slow down training."""
         if self._pending:
             losses, logits, labels = zip(*self._pending, strict=True)
             self._pending.clear()
