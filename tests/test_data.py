@@ -39,6 +39,13 @@ def test_a_gathered_batch_is_the_stacked_samples() -> None:
     assert len(dataset) == 7
 
 
+@pytest.mark.parametrize("indices", [[4], [4, 5, 6], [4, 6, 5], [4, 5, 7], [6, 5, 4], [4, 4, 6], [0, 1, 2, 19]])
+def test_any_rows_of_a_whole_data_set_are_gathered(indices: list[int]) -> None:
+    images = torch.arange(60).reshape(20, 3)
+    (gathered,) = GatheredDataset(images).__getitems__(indices)
+    np.testing.assert_array_equal(gathered, images.numpy()[np.array(indices, int)])
+
+
 @pytest.mark.parametrize("rows_at_once", [1, 64, 2048])
 @pytest.mark.parametrize("batch_size", [7, 32, 300])
 def test_a_loader_that_gathers_many_batches_gives_those_of_a_plain_one(

@@ -34,6 +34,7 @@ class GatheredDataset(Dataset[Batch]):
     def __init__(self, *tensors: Tensor, rows: Tensor | None = None) -> None:
         self.tensors = tensors
         self.rows = torch.arange(len(tensors[0])) if rows is None else rows
+        self._is_whole = rows is None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -42,7 +43,11 @@ class GatheredDataset(Dataset[Batch]):
         return tuple(tensor[self.rows[index]] for tensor in self.tensors)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Return the rows at these indices, as tensors with a row for each."""
+        """Return the rows at these indices, as tensors with a row for each: views where they lie side by side."""
+        if self._is_whole:
+            first, end = indices[0], indices[0] + len(indices)
+            if list(indices) == list(range(first, end)):
+                return tuple(tensor[first:end] for tensor in self.tensors)
         rows = self.rows[torch.as_tensor(indices)]
         return tuple(tensor.index_select(0, rows) for tensor in self.tensors)
 
