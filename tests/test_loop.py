@@ -166,7 +166,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "bf16-mixed": {"precision": "bf16-mixed"},
     "bf16-true": {"precision": "bf16-true", "settings": {"optimizer": torch.optim.SGD}},
     "double precision": {"precision": "64-true"},
-    "the largest batches": {"max_steps": 3, "reload_dataloaders_every_n_epochs": 1},
+    "loaders that are made anew": {"max_steps": 3, "reload_dataloaders_every_n_epochs": 1},
 }
 NOT_PLAIN: dict[str, dict[str, Any]] = {
     "accumulated gradients": {"accumulate_grad_batches": 3},
