@@ -54,6 +54,13 @@ class Recorder(Callback):
         self.calls.append(("epoch", trainer.current_epoch, metrics))
 
 
+class Silent(Recorder):
+    """Logs nothing, so that there is nothing to log with each update."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.calls.append(("end", trainer.global_step, batch_idx, outputs["loss"].item(), trainer.callback_metrics))
+
+
 class LogsSteps(DigitClassifier):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = super().training_step(batch, batch_idx)
@@ -119,6 +126,7 @@ def fit(
 
 PLAIN: dict[str, dict[str, Any]] = {
     "as it comes": {},
+    "nothing logged by the update": {"recorder": Silent, "logger": True, "log_every_n_steps": 1},
     "a scheduler that steps with each update": {
         "settings": {"lr_scheduler": one_cycle, "lr_scheduler_interval": "step"},
         "callbacks": lambda: [LearningRateMonitor(logging_interval="step")],
