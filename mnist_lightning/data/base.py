@@ -237,6 +237,10 @@ class DigitDataModule(L.LightningDataModule):
         assert dataset is not None, "call setup first"
         sampler = None
         if self.trainer is not None and self.trainer.world_size > 1:
+            if len(dataset) < self.trainer.world_size:
+                raise InputError(
+                    f"{len(dataset)} images are too few for {self.trainer.world_size} processes: use fewer"
+                )
             # Lightning's own choice repeats images until every process has as many, which counts them twice.
             sampler = UnrepeatedDistributedSampler(
                 dataset, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False
