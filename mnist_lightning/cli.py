@@ -87,8 +87,8 @@ class DigitCLI(LightningCLI):
         """Build the parser, and say in --help what Lightning's own docstrings leave out or say otherwise."""
         super().setup_parser(*args, **kwargs)
         assert self.parser._subcommands_action is not None
-        # For --help alone: main takes this verb elsewhere.
-        self.parser._subcommands_action.add_subcommand("describe", LightningArgumentParser())
+        for verb in ("describe", "doctor"):  # for --help alone: main takes these verbs elsewhere
+            self.parser._subcommands_action.add_subcommand(verb, LightningArgumentParser())
         for choice in self.parser._subcommands_action._choices_actions:
             choice.help = VERBS[choice.dest]
 
@@ -362,7 +362,7 @@ def _is_users(error: Exception) -> bool:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    It is 0, or 1 when some picture gave no digit, or 2 when what the user gave cannot be used.
+    It is 0, or 1 when some picture gave no digit or a check failed, or 2 when what the user gave cannot be used.
 
     Args:
         args: The arguments; those of the process by default.
@@ -373,6 +373,10 @@ def main(args: Sequence[str] | None = None) -> int:
         if args[:1] == ["describe"]:  # it trains nothing, so it needs neither a model nor a trainer
             describe(args[1:], prog=f"{PROGRAM} describe", description=VERBS["describe"], **STRICT)
             return 0
+        if args[:1] == ["doctor"]:
+            from mnist_lightning.doctor import doctor  # here, since no other verb needs it
+
+            return doctor(args[1:], prog=f"{PROGRAM} doctor", description=VERBS["doctor"], **STRICT)
         return DigitCLI(args).exit_code
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain
