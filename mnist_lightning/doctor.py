@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from jsonargparse.typing import PositiveInt
 from lightning.fabric import Fabric
@@ -41,12 +41,12 @@ CHECKS: dict[str, Callable[[Site], Finding]] = {
 def doctor(args: Sequence[str], **parser_kwargs: Any) -> int:
     """Check what a run needs in each process that would take part in it, and print a line for each check.
 
-    Returns:
-        The exit code, the same for all processes: 1 if a check failed in any of them, or else 0.
-
     Args:
         args: The arguments after the verb.
         **parser_kwargs: The parser's.
+
+    Returns:
+        The exit code, the same for all processes: 1 if a check failed in any of them, or else 0.
 
     Raises:
         InputError: If the flags cannot be used.
@@ -96,39 +96,47 @@ def doctor(args: Sequence[str], **parser_kwargs: Any) -> int:
         return 0 if is_started_by_lightning else code
 
 
+class Launched(NamedTuple):
+    """The processes that torchrun or srun say they started."""
+
+    per_node: int
+    nodes: int
+    total: int
+
+
 def connect(accelerator: str, devices: int | str, num_nodes: int | None) -> Fabric:
     """Return what will join the processes as ``fit`` does, but will not wait for half an hour.
 
     Raises:
         InputError: If the devices are not there, or torchrun or srun have not started a process for each of them.
     """
-    launched = _launched()
-    if launched is not None:
-        devices = launched[0] if devices == "auto" else devices
-        num_nodes = num_nodes or launched[1]
-    kwargs: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "num_nodes": num_nodes or 1}
+    started = launched()
+    if started is not None:
+        devices = started.per_node if devices == "auto" else devices
+        num_nodes = num_nodes or started.nodes
+    num_nodes = num_nodes or 1
+    kwargs: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "num_nodes": num_nodes}
     with refusals():
         fabric, local = Fabric(**kwargs), 1
         if isinstance(fabric.strategy, DDPStrategy):
             strategy = DDPStrategy(timeout=TIMEOUT)
             fabric, local = Fabric(**kwargs, strategy=strategy), strategy.num_processes
-    needed = local * kwargs["num_nodes"]
-    if launched is not None and needed != launched[2]:
+    if started is not None and local * num_nodes != started.total:
         raise InputError(
-            f"{launched[2]} processes were started, but --devices {local} on each of --num_nodes {kwargs['num_nodes']} "
-            f"take {needed}; start one process for each device"
+            f"{started.total} processes were started, but --devices {local} on each of --num_nodes {num_nodes} "
+            f"take {local * num_nodes}; start one process for each device"
         )
     return fabric
 
 
-def _launched() -> tuple[int, int, int] | None:
-    """Return how many processes torchrun or srun started on a node, on how many nodes, and in all."""
+def launched() -> Launched | None:
+    """Return what torchrun or srun say they started, or None where neither started this process."""
     if TorchElasticEnvironment.detect():
         local, total = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-        return local, total // local, total
+        return Launched(local, total // local, total)
     if SLURMEnvironment.detect():
         nodes, total = int(os.environ.get("SLURM_NNODES", 1)), int(os.environ["SLURM_NTASKS"])
-        return int(os.environ.get("SLURM_NTASKS_PER_NODE", total // nodes)), nodes, total
+        return Launched(int(os.environ.get("SLURM_NTASKS_PER_NODE", total // nodes)), nodes, total)
     return None
 
 

@@ -379,6 +379,28 @@ def test_a_rank_that_never_comes_is_one_line(task: Callable[[int], None], capfd:
     assert "1/2 clients joined; start all of them, on nodes that reach 127.0.0.1:" in failed[0]
 
 
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, None),
+        ({"TORCHELASTIC_RUN_ID": "a", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, (4, 2, 8)),
+        ({"SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": "2"}, (4, 2, 8)),
+        ({"SLURM_NTASKS": "3", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "2"}, (2, 2, 3)),
+        ({"SLURM_NTASKS": "1"}, (1, 1, 1)),
+        ({"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "interactive"}, None),
+    ],
+)
+def test_the_launcher_says_how_many_processes_there_are(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: tuple[int, int, int] | None
+) -> None:
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "TORCHELASTIC_")):
+            monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert doctor.launched() == expected
+
+
 def test_two_processes_agree(folder: Path) -> None:
     """The one test that starts real processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
