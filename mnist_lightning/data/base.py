@@ -175,6 +175,14 @@ class DigitDataModule(L.LightningDataModule):
         if tests and not self.has_test_labels:
             raise InputError(f"{type(self).__name__} has no labelled test set to measure on: use validate or predict")
 
+    def verify(self) -> str:
+        """Check what ``prepare_data`` would fetch, but fetch nothing; return which data these are and what was checked.
+
+        Raises:
+            InputError: If something is missing or corrupt; it says how to get it.
+        """
+        return type(self).__name__
+
     def setup(self, stage: str | None = None) -> None:
         """Read what the stage needs, once. ``fit`` and ``validate`` never read the test split."""
         if stage in ("fit", "validate", None) and self.train_set is None:
