@@ -1,6 +1,7 @@
 """Checkpoints are untrusted files: weights and plain values are read, anything else is refused."""
 
 import inspect
+import io
 import re
 import warnings
 from pathlib import Path
@@ -12,17 +13,18 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
 from mnist_lightning.errors import InputError
-from mnist_lightning.files import open_atomic
+from mnist_lightning.files import write_atomic
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints whole or not at all: whatever happens, the one before stays until the new one is on disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: D102
+        content = io.BytesIO()  # where a disk is full, torch says something else about it
+        torch.save(checkpoint, content)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open_atomic(path) as file:
-            torch.save(checkpoint, file)
+        write_atomic(path, content.getbuffer())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

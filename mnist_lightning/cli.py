@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -248,7 +249,8 @@ class DigitCLI(LightningCLI):
         except BaseException as error:
             if self.folder is not None and (self.folder / runs.CHECKPOINTS / runs.LAST).exists():
                 callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-                step = next(callback.saved_step for callback in callbacks if isinstance(callback, LastCheckpoint))
+                here = next(callback.saved_step for callback in callbacks if isinstance(callback, LastCheckpoint))
+                step = self.checkpoint["global_step"] if here is None else here
                 error.add_note(f"Saved: {step:,} updates. To go on: {PROGRAM} fit --ckpt_path {self.folder}")
             raise
 
@@ -326,6 +328,12 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{os.fsdecode(error.filename or 'writing failed')}: {error.strerror}"
+    return condense(str(error))
+
+
 def _complain(message: str, error: BaseException) -> None:
     """Print what went wrong in one line, and what there is to be said of it beside that."""
     for line in (f"{PROGRAM}: {message}", *getattr(error, "__notes__", ())):
@@ -349,6 +357,13 @@ def _quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(f"{name}.utilities.rank_zero").addFilter(_is_news)
     logging.getLogger("lightning.fabric.utilities.seed").addFilter(_is_news)
+    threading.excepthook = _thread_excepthook
+
+
+def _thread_excepthook(args: Any) -> None:
+    """Leave out the traceback of TensorBoard's writer where a disk is full: the main thread gets the same error."""
+    if not (issubclass(args.exc_type, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+        threading.__excepthook__(args)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -408,7 +423,7 @@ def _run(args: list[str]) -> int:
     except Exception as error:
         if os.environ.get(DEBUG_SWITCH) or not _is_users(error):
             raise
-        _complain(f"error: {condense(str(error))}", error)
+        _complain(f"error: {_one_line(error)}", error)
         return 2
     finally:
         if torch.distributed.is_initialized():

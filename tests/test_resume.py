@@ -1,6 +1,7 @@
 """Runs that are stopped, and go on as if nothing had been: by signals, errors, and at every kind of place."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -166,6 +167,38 @@ def test_an_error_in_an_update_loses_that_update_only(
     assert fit(tmp_path, "--ckpt_path", "last") == 0
     assert differences(last(reference), last(tmp_path)) == []
     assert (run / "metrics.csv").read_bytes() == (run_of(reference) / "metrics.csv").read_bytes()
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoints_and_the_run_goes_on_once_there_is_room(
+    undisturbed: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    kept: dict[str, bytes] = {}
+
+    def fill_the_disk() -> None:
+        kept.update({path.name: path.read_bytes() for path in (run_of(tmp_path) / "checkpoints").iterdir()})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, limits[1]))  # half a checkpoint
+
+    with monkeypatch.context() as patch:
+        interrupt(patch, UPDATES + 9, fill_the_disk)
+        try:
+            code = fit(tmp_path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    run = run_of(tmp_path)
+    assert code == 2
+    assert capfd.readouterr().err.splitlines()[-2:] == [
+        f"python -m mnist_lightning: error: {run / 'checkpoints/best.ckpt'}: File too large",
+        f"Saved: {UPDATES} updates. To go on: python -m mnist_lightning fit --ckpt_path {run}",
+    ]
+    assert {path.name: path.read_bytes() for path in (run / "checkpoints").iterdir()} == kept
+    assert not list(run.rglob("*.part"))
+    assert fit(tmp_path, "--ckpt_path", "last") == 0
+    assert differences(last(undisturbed("default")), last(tmp_path)) == []
+    assert (run / "metrics.csv").read_bytes() == (run_of(undisturbed("default")) / "metrics.csv").read_bytes()
 
 
 def test_an_error_in_the_first_update_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
