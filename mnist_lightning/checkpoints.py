@@ -8,9 +8,21 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
 from mnist_lightning.errors import InputError
+from mnist_lightning.files import open_atomic
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all: whatever happens, the one before stays until the new one is on disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: D102
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open_atomic(path) as file:
+            torch.save(checkpoint, file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -63,6 +63,7 @@ class DigitClassifier(L.LightningModule):
         self.test_confusion = MulticlassConfusionMatrix(**per_class)  # rows true, columns predicted
         self.test_counts: Tensor | None = None
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []  # loss, logits and labels of training batches
+        self._lr = 0.0  # that the epoch started with: at its end the scheduler has already moved on
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits ``(B, 10)`` of float images ``(B, 1, 28, 28)`` in [0, 1]."""
@@ -113,14 +114,38 @@ class DigitClassifier(L.LightningModule):
         return logits
 
     def on_train_epoch_start(self) -> None:
-        """Log the learning rate the epoch starts with: at its end the scheduler has already moved on."""
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
+        """Note the learning rate."""
+        self._lr = float(self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's training metrics, unless the epoch was over when the run was resumed."""
+        """Log the epoch's training metrics, and the learning rate it started with."""
         self._measure_pending()
-        if self.train_loss.update_called:
+        if self.train_loss.update_called:  # not where an epoch that was over is resumed without its metrics
             self._log_epoch("train")
+            self.log("lr", self._lr, sync_dist=True)
+
+    def epoch_state(self) -> dict[str, Any]:
+        """Return what the training metrics know of the epoch so far: with it an epoch can be gone on with."""
+        metrics = {"train_loss": self.train_loss, "train_acc": self.train_acc}
+        return {
+            "lr": self._lr,
+            "pending": [list(batch) for batch in self._pending],
+            "metrics": {name: (metric._update_count, metric.metric_state) for name, metric in metrics.items()},
+        }
+
+    def load_epoch_state(self, state: dict[str, Any]) -> None:
+        """Go on from what ``epoch_state`` returned."""
+        self._lr = state["lr"]
+        loss, logits, labels = range(3)
+        self._pending = [
+            (batch[loss].to(self.device), batch[logits].to(self.device), batch[labels].to(self.device))
+            for batch in state["pending"]
+        ]
+        for name, (update_count, values) in state["metrics"].items():
+            metric = getattr(self, name)
+            metric._update_count = update_count
+            for value_name, value in values.items():
+                setattr(metric, value_name, value.to(self.device))
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""

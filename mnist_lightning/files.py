@@ -7,6 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+PART = ".part"
+
+
+def sweep(folder: Path) -> None:
+    """Remove, from a folder that nobody writes to, what a process that was killed had begun to write."""
+    for path in folder.rglob(f".*{PART}"):
+        path.unlink()
+
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
@@ -20,7 +28,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: If it cannot be written; the old file is then untouched.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -30,8 +38,10 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would hide the file from a group that shares the folder
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # a full disk does not say where
+            error.filename = str(path)
         raise
 
 

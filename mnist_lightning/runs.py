@@ -16,6 +16,7 @@ from mnist_lightning.errors import InputError
 CONFIG = "config.yaml"
 RECORD = "run.json"
 CHECKPOINTS = "checkpoints"
+LAST = "last.ckpt"
 KEYWORDS = ("best", "last")  # of the newest run
 
 

@@ -1,5 +1,6 @@
 """What every data source shares: the split, the loaders, and the scaling on the device."""
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mnist_lightning.errors import InputError
 
@@ -62,15 +63,52 @@ class GatheredLoader(DataLoader[Batch]):
     ROWS = 2048  # gathered at once, unless a batch is larger
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        return self._batches()
+
+    def _batches(self, start: int = 0) -> Iterator[Batch]:
         assert isinstance(self.dataset, GatheredDataset)
         assert self.batch_sampler is not None
-        batches = (batch for batch in self.batch_sampler)  # Lightning's sampler would start anew at each islice
+        batches = islice(self.batch_sampler, start, None)  # Lightning's sampler would start anew at each islice
         at_once = 1  # until the size of a batch is known: prediction's loader does not tell
         while chunk := list(islice(batches, at_once)):
             sizes = [len(batch) for batch in chunk]
             columns = self.dataset.__getitems__(list(chain.from_iterable(chunk)))
             yield from zip(*(torch.split(column, sizes) for column in columns), strict=True)
             at_once = max(1, self.ROWS // sizes[0])
+
+
+class ResumableLoader(GatheredLoader):
+    """GatheredLoader for training, whose order and place in the epoch are part of a checkpoint.
+
+    The order follows from the sampler's seed and the epoch alone, and processes take turns in it. So an epoch can be
+    gone on with in the middle, also by another number of processes or in batches of another size.
+    """
+
+    batches_taken = 0  # of this epoch
+    _start = 0  # batches to leave out of the epoch that is begun next
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self.batches_taken, self._start = self._start, 0
+        return self._counted(self.batches_taken)
+
+    def _counted(self, start: int) -> Iterator[Batch]:
+        for batch in self._batches(start):
+            self.batches_taken += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the seed of the order, and how many images of the epoch all processes have taken together."""
+        return {"seed": getattr(self.sampler, "seed", 0), "images": self.batches_taken * self._images_at_once}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on in the same order, at the same image, with the next epoch that is begun."""
+        if isinstance(self.sampler, DistributedSampler):
+            self.sampler.seed = state_dict["seed"]
+        self._start = self.batches_taken = math.ceil(state_dict["images"] / self._images_at_once)
+
+    @property
+    def _images_at_once(self) -> int:
+        return (self.batch_size or 1) * getattr(self.sampler, "num_replicas", 1)
 
 
 class DigitDataModule(L.LightningDataModule):
@@ -168,9 +206,19 @@ class DigitDataModule(L.LightningDataModule):
         return image_tensor, torch.from_numpy(labels).long()
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return shuffled training batches; the last one may be smaller."""
+        """Return shuffled training batches; the last one may be smaller.
+
+        Several processes get as many batches each, for which a few images may come twice in an epoch.
+        """
         assert self.train_set is not None, "call setup first"
-        return GatheredLoader(self.train_set, batch_size=self.batch_size, shuffle=True)
+        world_size, rank, seed = 1, 0, torch.initial_seed()
+        if self.trainer is not None:
+            world_size, rank = self.trainer.world_size, self.trainer.global_rank
+            seed = self.trainer.strategy.broadcast(seed)  # without a seed of the run every process has its own
+        sampler: DistributedSampler[Batch] = DistributedSampler(
+            self.train_set, num_replicas=world_size, rank=rank, seed=seed % 2**62
+        )
+        return ResumableLoader(self.train_set, batch_size=self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the validation images in a fixed order."""
