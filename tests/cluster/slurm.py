@@ -71,15 +71,15 @@ class Cluster:
     def __enter__(self) -> "Cluster":
         for name in ("state", "spool"):
             (self.folder / name).mkdir()
-        (self.folder / "munge.key").write_bytes(secrets.token_bytes(128))
-        (self.folder / "munge.key").chmod(0o600)
+        key = self.folder / "munge.key-file"
+        key.touch(0o600)
+        key.write_bytes(secrets.token_bytes(128))
         # Lightning derives the master's port from the job's number, and others may be testing on this machine.
         first_job = 1000 + secrets.randbelow(8000)
-        conf = CONF.format(folder=self.folder, host=HOST, nodes=NODES, ports=_free_ports(3), first_job=first_job)
+        conf = CONF.format(folder=self.folder, host=HOST, nodes=NODES, ports=free_ports(3), first_job=first_job)
         (self.folder / "slurm.conf").write_text(conf)
         with ExitStack() as stack:
-            munge = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munge.pid", "seed-file": "munge.seed"}
-            options = [f"--{option}={self.folder / name}" for option, name in munge.items()]
+            options = [f"--{name}={self.folder / f'munge.{name}'}" for name in ("key-file", "pid-file", "seed-file", "socket")]
             # --force: the socket's folder need be open to nobody else.
             self._start(stack, "munged", "munged", "--foreground", "--force", *options)
             self._start(stack, "slurmctld", "slurmctld", "-D")
@@ -146,7 +146,8 @@ class Cluster:
         return "\n".join(f"--- {log.name}\n{log.read_text()[-2000:]}" for log in logs)
 
 
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
+    """Return ports that nothing listened on just now."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
         for each in sockets:
