@@ -51,6 +51,7 @@ class LastCheckpoint(Checkpoint):
         self.every_n_train_steps = every_n_train_steps
         self.saved_step: int | None = None  # how many updates last.ckpt is of
         self._is_due = False
+        self._random = torch.get_rng_state()  # when the last update was done
         self._state: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -58,12 +59,14 @@ class LastCheckpoint(Checkpoint):
         if self._state is not None:
             with _damage_told():
                 self._restore(trainer, pl_module, self._state)
+        self._random = torch.get_rng_state()
         signals.defer()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is due; stop if any process was told to."""
+        self._random = torch.get_rng_state()  # 1 µs
         if self.every_n_train_steps is not None and trainer.global_step % self.every_n_train_steps == 0:
             self._is_due = True
         stop = signals.received()
@@ -112,7 +115,8 @@ class LastCheckpoint(Checkpoint):
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(ranks, state)
         checkpoint[STATE] = {"ranks": ranks}
-        _forget_unfinished_update(checkpoint["loops"]["fit_loop"])
+        if _forget_unfinished_update(checkpoint["loops"]["fit_loop"]):
+            state["random"]["torch"] = self._random
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the state until training starts: making and checking the model draws random numbers."""
@@ -160,17 +164,20 @@ def _is_watched(trainer: L.Trainer) -> bool:
     )
 
 
-def _forget_unfinished_update(fit_loop: dict[str, Any]) -> None:
-    """Set the counters of a fit loop's state back to the last update that came to its end."""
+def _forget_unfinished_update(fit_loop: dict[str, Any]) -> bool:
+    """Set the counters of a fit loop's state back to the last update that came to its end; return whether they were."""
     progress = fit_loop["epoch_loop.batch_progress"]
     begun, done = progress["current"]["ready"], progress["current"]["processed"]
     if begun == done:
-        return
-    for counters in (progress["total"], progress["current"]):
-        counters.update(dict.fromkeys(counters, counters["completed"]))
+        return False
+    optimizer = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    for counted in (progress, optimizer["step"], optimizer["zero_grad"]):
+        for counters in (counted["total"], counted["current"]):
+            counters.update(dict.fromkeys(counters, counters["completed"]))
     progress["is_last_batch"] = False
     for loader in fit_loop["state_dict"].get("combined_loader", []):
         loader["images"] = loader["images"] // begun * done
+    return True
 
 
 def _go_on_at_the_same_image(trainer: L.Trainer) -> None:
