@@ -79,7 +79,8 @@ class Cluster:
         conf = CONF.format(folder=self.folder, host=HOST, nodes=NODES, ports=free_ports(3), first_job=first_job)
         (self.folder / "slurm.conf").write_text(conf)
         with ExitStack() as stack:
-            options = [f"--{name}={self.folder / f'munge.{name}'}" for name in ("key-file", "pid-file", "seed-file", "socket")]
+            files = ("key-file", "pid-file", "seed-file", "socket")
+            options = [f"--{name}={self.folder / f'munge.{name}'}" for name in files]
             # --force: the socket's folder need be open to nobody else.
             self._start(stack, "munged", "munged", "--foreground", "--force", *options)
             self._start(stack, "slurmctld", "slurmctld", "-D")
