@@ -62,7 +62,7 @@ class DigitClassifier(L.LightningModule):
             setattr(self, f"{stage}_acc", MulticlassAccuracy(average="micro", **per_class))
         self.test_confusion = MulticlassConfusionMatrix(**per_class)  # rows true, columns predicted
         self.test_counts: Tensor | None = None
-        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []  # loss, logits and labels of training batches
+        self._pending: list[tuple[int, Tensor, Tensor, Tensor]] = []  # index, loss, logits, labels of training batches
         self._lr = 0.0  # that the epoch started with: at its end the scheduler has already moved on
 
     def forward(self, images: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class DigitClassifier(L.LightningModule):
     def _measure_pending(self) -> None:
         """Update the training metrics with the batches since the last time: one by one would slow down training."""
         if self._pending:
-            losses, logits, labels = zip(*self._pending, strict=True)
+            _, losses, logits, labels = zip(*self._pending, strict=True)
             self._pending.clear()
             sizes = torch.tensor([len(batch) for batch in labels], device=self.device)
             self.train_loss.update(torch.stack(losses), weight=sizes)
@@ -97,10 +97,10 @@ class DigitClassifier(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the batch's mean cross-entropy."""
-        loss, logits = self._loss(batch)
-        self._pending.append((loss.detach(), logits.detach(), batch[1]))
-        if len(self._pending) == self.PENDING:
+        if len(self._pending) == self.PENDING:  # before this batch is one of them: its update may yet fail
             self._measure_pending()
+        loss, logits = self._loss(batch)
+        self._pending.append((batch_idx, loss.detach(), logits.detach(), batch[1]))
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -124,22 +124,21 @@ class DigitClassifier(L.LightningModule):
             self._log_epoch("train")
             self.log("lr", self._lr, sync_dist=True)
 
-    def epoch_state(self) -> dict[str, Any]:
-        """Return what the training metrics know of the epoch so far: with it an epoch can be gone on with."""
+    def epoch_state(self, batches: int) -> dict[str, Any]:
+        """Return what the training metrics know of the epoch's first batches: with it, it can be gone on with."""
         metrics = {"train_loss": self.train_loss, "train_acc": self.train_acc}
         return {
             "lr": self._lr,
-            "pending": [list(batch) for batch in self._pending],
+            "pending": [list(batch) for batch in self._pending if batch[0] < batches],
             "metrics": {name: (metric._update_count, metric.metric_state) for name, metric in metrics.items()},
         }
 
     def load_epoch_state(self, state: dict[str, Any]) -> None:
         """Go on from what ``epoch_state`` returned."""
         self._lr = state["lr"]
-        loss, logits, labels = range(3)
         self._pending = [
-            (batch[loss].to(self.device), batch[logits].to(self.device), batch[labels].to(self.device))
-            for batch in state["pending"]
+            (index, loss.to(self.device), logits.to(self.device), labels.to(self.device))
+            for index, loss, logits, labels in state["pending"]
         ]
         for name, (update_count, values) in state["metrics"].items():
             metric = getattr(self, name)

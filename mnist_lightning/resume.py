@@ -51,7 +51,7 @@ class LastCheckpoint(Checkpoint):
         self.every_n_train_steps = every_n_train_steps
         self.saved_step: int | None = None  # how many updates last.ckpt is of
         self._is_due = False
-        self._random = torch.get_rng_state()  # when the last update was done
+        self._random = torch.get_rng_state()  # torch's, when the last update was done
         self._state: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -110,7 +110,8 @@ class LastCheckpoint(Checkpoint):
         state: dict[str, Any] = {"random": _random_state(pl_module.device)}
         epochs: Any = trainer.fit_loop.epoch_progress.current
         if isinstance(pl_module, DigitClassifier) and epochs.processed == epochs.completed:  # it is not over yet
-            state["epoch"] = pl_module.epoch_state()
+            batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+            state["epoch"] = pl_module.epoch_state(batches.processed)
         ranks = [state] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(ranks, state)

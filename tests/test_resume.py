@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import Tensor, nn
 
 from mnist_lightning import DigitClassifier, UCIDigits, signals
@@ -147,7 +148,7 @@ def test_a_signal_stops_after_the_update_and_the_run_goes_on_as_if_it_had_not(
     assert not list(run.rglob("*.part"))
 
 
-@pytest.mark.parametrize("case", ["default", "augmentation", "lightning's own loop"])
+@pytest.mark.parametrize("case", ["default", "one cycle", "lightning's own loop"])
 @pytest.mark.parametrize("step", [10, UPDATES, UPDATES + 9])
 def test_an_error_in_an_update_loses_that_update_only(
     undisturbed: Callable[[str], Path], case: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -292,3 +293,12 @@ def test_what_a_killed_process_had_begun_to_write_is_swept_away(tmp_path: Path) 
     sweep(tmp_path)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"notes.part", "checkpoints/last.ckpt"}
+
+
+@pytest.mark.slow
+def test_25_runs_killed_at_random_moments_end_as_if_they_had_not_been() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/kills.py", "--kills", "25"], stdout=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1] == "25 of 25 ended as the undisturbed run did"
