@@ -13,6 +13,7 @@
 #
 # A job writes to RUNS/JOB/lightning_logs/ (RUNS is `runs` unless it is set), a task of an array to RUNS/JOB_TASK/.
 # When it has ended: python -m mnist_lightning test --trainer.default_root_dir RUNS/JOB
+# To go on with a job that failed: scontrol requeue JOB; or in a new job, --ckpt_path RUNS/JOB/lightning_logs/version_0
 #
 # Get the data on a login node beforehand if the nodes are offline, into a folder that they see and that
 # MNIST_LIGHTNING_DATA names. With STAGE=/local/folder each node first copies them to its own disk.
@@ -66,6 +67,6 @@ srun --wait=60 python -m mnist_lightning fit "$@" \
 
 # 128 + SIGUSR1. After SIGTERM, 143, the scheduler itself cancels the job or requeues it.
 if ((code == 138)); then
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$SLURM_JOB_ID" || true # where that is not allowed, the job ends here
 fi
 exit "$code"

@@ -27,6 +27,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/%n.pid
@@ -52,7 +53,13 @@ def obstacle() -> str | None:
     missing = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name) is None]
     if missing:
         return f"needs {', '.join(missing)}: apt-get install slurm-wlm munge"
-    return None if os.geteuid() == 0 else "needs root, as SLURM's daemons do"
+    if os.geteuid() != 0:
+        return "needs root, as SLURM's daemons do"
+    try:
+        socket.gethostbyname(HOST)
+    except OSError as error:
+        return f"needs this machine's name to resolve: {HOST}: {error}"
+    return None
 
 
 class Cluster:
