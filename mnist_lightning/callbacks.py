@@ -22,6 +22,11 @@ from mnist_lightning.loggers import read_history
 PACKAGES = ("mnist-lightning", "torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy")
 
 
+def versions() -> dict[str, str]:
+    """Return the version of Python and of each package that has a part in a run."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
 class SaveRunConfig(SaveConfigCallback):
     """Writes the configuration of ``fit`` into the run folder once training starts, also when a run is continued."""
 
@@ -133,7 +138,7 @@ class RunRecord(Callback):
             "device": self.device,
             "devices": trainer.world_size,
             "precision": str(trainer.precision),
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            "versions": versions(),
             "fit_seconds": round(self._seconds(), 2),
             "epochs": trainer.current_epoch,
             "global_step": trainer.global_step,

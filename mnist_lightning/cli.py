@@ -89,8 +89,8 @@ class DigitCLI(LightningCLI):
         """Build the parser, and say in --help what Lightning's own docstrings leave out or say otherwise."""
         super().setup_parser(*args, **kwargs)
         assert self.parser._subcommands_action is not None
-        # For --help alone: main takes this verb elsewhere.
-        self.parser._subcommands_action.add_subcommand("describe", LightningArgumentParser())
+        for verb in ("describe", "doctor"):  # for --help alone: main takes these verbs elsewhere
+            self.parser._subcommands_action.add_subcommand(verb, LightningArgumentParser())
         for choice in self.parser._subcommands_action._choices_actions:
             choice.help = VERBS[choice.dest]
 
@@ -377,8 +377,8 @@ def _is_users(error: Exception) -> bool:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    It is 0, or 1 when some picture gave no digit, or 2 when what the user gave cannot be used, or 128 more than the
-    number of a signal that stopped it.
+    It is 0, or 1 when some picture gave no digit or a check failed, or 2 when what the user gave cannot be used, or 128
+    more than the number of a signal that stopped it.
 
     Args:
         args: The arguments; those of the process by default.
@@ -393,6 +393,10 @@ def _run(args: list[str]) -> int:
         if args[:1] == ["describe"]:  # it trains nothing, so it needs neither a model nor a trainer
             describe(args[1:], prog=f"{PROGRAM} describe", description=VERBS["describe"], **STRICT)
             return 0
+        if args[:1] == ["doctor"]:
+            from mnist_lightning.doctor import doctor  # here, since no other verb needs it
+
+            return doctor(args[1:], prog=f"{PROGRAM} doctor", description=VERBS["doctor"], **STRICT)
         return DigitCLI(args).exit_code
     except signals.Interrupted as stop:
         if _is_rank_zero():

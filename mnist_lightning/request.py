@@ -17,6 +17,7 @@ VERBS = {
     "test": "Measure a checkpoint on the test images, and write a report.",
     "predict": "Classify the test images, or your own pictures, and write predictions.csv.",
     "describe": "Print and draw what a data set holds: its digits, its pixels, its splits.",
+    "doctor": "Check a machine or a cluster allocation in seconds, before a long run is trusted to it.",
 }
 
 

@@ -175,6 +175,14 @@ class DigitDataModule(L.LightningDataModule):
         if tests and not self.has_test_labels:
             raise InputError(f"{type(self).__name__} has no labelled test set to measure on: use validate or predict")
 
+    def verify(self) -> str:
+        """Check what ``prepare_data`` would fetch, but fetch nothing; return which data these are and what was checked.
+
+        Raises:
+            InputError: If something is missing or corrupt; it says how to get it.
+        """
+        return type(self).__name__
+
     def setup(self, stage: str | None = None) -> None:
         """Read what the stage needs, once. ``fit`` and ``validate`` never read the test split."""
         if stage in ("fit", "validate", None) and self.train_set is None:
@@ -237,6 +245,10 @@ class DigitDataModule(L.LightningDataModule):
         assert dataset is not None, "call setup first"
         sampler = None
         if self.trainer is not None and self.trainer.world_size > 1:
+            if len(dataset) < self.trainer.world_size:
+                raise InputError(
+                    f"{len(dataset)} images are too few for {self.trainer.world_size} processes: use fewer"
+                )
             # Lightning's own choice repeats images until every process has as many, which counts them twice.
             sampler = UnrepeatedDistributedSampler(
                 dataset, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False
