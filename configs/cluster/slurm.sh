@@ -18,6 +18,8 @@
 # Get the data on a login node beforehand if the nodes are offline, into a folder that they see and that
 # MNIST_LIGHTNING_DATA names. With STAGE=/local/folder each node first copies them to its own disk.
 #
+# DOCTOR='--data MNIST', or whatever the data are, has `doctor` check all nodes first: if one is not fit, the job ends.
+#
 #SBATCH --job-name=mnist
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -57,6 +59,11 @@ if [[ -n ${STAGE:-} ]]; then
         flock 9
         [[ -e $STAGE/.complete ]] || { cp -r "$SOURCE/." "$STAGE"; touch "$STAGE/.complete"; }'
     export MNIST_LIGHTNING_DATA=$STAGE
+fi
+
+if [[ -n ${DOCTOR:-} ]]; then
+    # shellcheck disable=SC2086 # its own arguments
+    srun --wait=60 python -m mnist_lightning doctor $DOCTOR --accelerator "$accelerator" --default_root_dir "$folder"
 fi
 
 code=0

@@ -28,8 +28,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster: Cluster) -> str:
-    """The number of a job that trained on two nodes, and nothing disturbed it."""
-    job = cluster.submit("--nodes=2", SCRIPT, *FIT)
+    """The number of a job that trained on two nodes, with all the script offers, and nothing disturbed it."""
+    (cluster.folder / "data").mkdir()
+    (cluster.folder / "data/file").write_text("shared by the nodes")
+    offers = "MNIST_LIGHTNING_DATA=data,STAGE=stage,DOCTOR=--data UCIDigits"
+    job = cluster.submit("--nodes=2", f"--export=ALL,{offers}", SCRIPT, *FIT)
     cluster.wait_for_end(job)
     return job
 
@@ -50,6 +53,8 @@ def test_a_job_trains_on_two_nodes(cluster: Cluster, undisturbed: str) -> None:
     lines = log(cluster, undisturbed)
     assert sum("Run folder: runs/" in line for line in lines) == 1, "one rank speaks"
     assert [line.split()[1] for line in lines if line.startswith("Epoch ")] == [str(epoch) for epoch in range(EPOCHS)]
+    assert {line.split()[0] for line in lines if "(2 ranks)" in line} == {"ok"}, "doctor has checked both nodes"
+    assert (cluster.folder / "stage/file").read_text() == "shared by the nodes"
 
 
 def interrupt(cluster: Cluster, job: str, epoch: int, times: int, *command: str) -> None:
