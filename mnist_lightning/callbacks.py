@@ -220,6 +220,11 @@ class EpochLines(ProgressBar):
         """Print again."""
         self.enabled = True
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin inside the epoch where a resumed run goes on: Lightning does not start that one again."""
+        if trainer.fit_loop.restarted_mid_epoch:
+            self.epoch, self.start = trainer.current_epoch, time.perf_counter()
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the line of the epoch before: only now are its training metrics complete."""
         self._print(trainer)
