@@ -247,10 +247,9 @@ class DigitCLI(LightningCLI):
             with self._new_folder_discarded_without_results():
                 self.trainer.fit(weights_only=True, **kwargs)
         except BaseException as error:
-            if self.folder is not None and (self.folder / runs.CHECKPOINTS / runs.LAST).exists():
-                callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-                here = next(callback.saved_step for callback in callbacks if isinstance(callback, LastCheckpoint))
-                step = self.checkpoint["global_step"] if here is None else here
+            last = None if self.folder is None else self.folder / runs.CHECKPOINTS / runs.LAST
+            if last is not None and last.exists():
+                step = load_checkpoint(last)["global_step"]
                 error.add_note(f"Saved: {step:,} updates. To go on: {PROGRAM} fit --ckpt_path {self.folder}")
             raise
 

@@ -49,7 +49,6 @@ class LastCheckpoint(Checkpoint):
         if every_n_train_steps is not None and every_n_train_steps < 1:
             raise InputError(f"every_n_train_steps must be at least 1, got {every_n_train_steps}")
         self.every_n_train_steps = every_n_train_steps
-        self.saved_step: int | None = None  # how many updates last.ckpt is of
         self._is_due = False
         self._random = torch.get_rng_state()  # torch's, when the last update was done
         self._state: dict[str, Any] | None = None
@@ -103,7 +102,6 @@ class LastCheckpoint(Checkpoint):
         self._is_due = False
         path = Path(trainer.default_root_dir) / runs.CHECKPOINTS / runs.LAST
         trainer.save_checkpoint(path, weights_only=False)
-        self.saved_step = trainer.global_step
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add every process's state, and leave out an update that did not come to its end."""
@@ -122,7 +120,6 @@ class LastCheckpoint(Checkpoint):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the state until training starts: making and checking the model draws random numbers."""
         self._state = checkpoint.get(STATE)
-        self.saved_step = checkpoint["global_step"]
 
     def _restore(self, trainer: L.Trainer, pl_module: L.LightningModule, state: dict[str, Any]) -> None:
         _go_on_at_the_same_image(trainer)
