@@ -16,7 +16,7 @@ from mnist_lightning.data.base import DEFAULT_DATA_DIR, DigitDataModule, Split
 from mnist_lightning.data.download import check_mirrors, download
 from mnist_lightning.data.idx import check_idx, read_idx
 from mnist_lightning.errors import InputError
-from mnist_lightning.files import write_atomic
+from mnist_lightning.files import open_regular, write_atomic
 
 
 class IDXFile(NamedTuple):
@@ -122,7 +122,7 @@ class MNIST(DigitDataModule):
             if file.sha256 is None:
                 read_idx(path, file.shape, memory_map=True)
                 return None
-            with path.open("rb") as content:
+            with open_regular(path) as content:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
         except FileNotFoundError:
             return f"{path} is missing"
