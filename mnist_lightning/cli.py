@@ -23,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_lightning import runs, signals
 from mnist_lightning.callbacks import CalmProgressBar, EpochLines, RunRecord, SaveRunConfig
-from mnist_lightning.checkpoints import check_fits, check_made_by, load_checkpoint
+from mnist_lightning.checkpoints import check_fits, check_made_by, check_names, load_checkpoint
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import kaggle, mnist, uci  # noqa: F401  --data finds them by name once they are imported
 from mnist_lightning.data.base import DigitDataModule
@@ -33,7 +33,8 @@ from mnist_lightning.evaluation import report
 from mnist_lightning.files import sweep
 from mnist_lightning.loggers import HistoryLogger, TensorBoardRunLogger
 from mnist_lightning.loop import use_direct_loop
-from mnist_lightning.request import VERBS, resolve, runs_root
+from mnist_lightning.request import VERBS, read_settings, resolve, runs_root
+from mnist_lightning.restoring import check_resumable, refuse_damage
 from mnist_lightning.resume import LastCheckpoint, make_resumable
 from mnist_lightning.writers import PictureWriter, PredictionWriter, ReportWriter
 
@@ -137,10 +138,15 @@ class DigitCLI(LightningCLI):
         if self.request.checkpoint is not None:
             self.checkpoint = load_checkpoint(self.request.checkpoint)
             check_made_by(self.request.checkpoint, self.checkpoint, DigitClassifier)
+            if args[0] == "fit":
+                check_resumable(self.request.checkpoint, self.checkpoint)
         self.config = parser.parse_args(self.request.args)
         verb = self.config.subcommand
         if verb != "fit" and self.request.checkpoint is None:
             raise InputError(f"{verb} must be the first argument, to find its checkpoint")
+        if self.request.checkpoint is not None:
+            own = {} if self.request.run is None else read_settings(self.request.run / runs.CONFIG)
+            check_names(self.request.checkpoint, self.checkpoint, self.config[verb].model.as_dict(), own.get("model"))
         seed = self.config[verb].seed_everything
         if not isinstance(seed, bool) and not 0 <= seed < 2**32:
             raise InputError(f"--seed_everything must be in [0, 2**32), got {seed}")
@@ -167,6 +173,7 @@ class DigitCLI(LightningCLI):
             trainer = super().instantiate_trainer(**self._trainer_settings(), **kwargs)
         use_direct_loop(trainer)
         make_resumable(trainer)
+        refuse_damage(trainer)
         return trainer
 
     def _trainer_settings(self) -> dict[str, Any]:
