@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import lightning as L
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from mnist_lightning.checkpoints import HYPERPARAMETERS, check_made_by, check_names, load_checkpoint
 from mnist_lightning.errors import InputError
 
 Stage = Literal["train", "val", "test"]
@@ -64,6 +66,29 @@ class DigitClassifier(L.LightningModule):
         self.test_counts: Tensor | None = None
         self._pending: list[tuple[int, Tensor, Tensor, Tensor]] = []  # index, loss, logits, labels of training batches
         self._lr = 0.0  # that the epoch started with: at its end the scheduler has already moved on
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, *, weights_only: bool | None = True, **kwargs: Any
+    ) -> Self:
+        """Make the model that a checkpoint file is of.
+
+        Args:
+            checkpoint_path: The file.
+            weights_only: Whether to refuse code in the file, and names in it of classes that are not torch's or ours.
+            **kwargs: What Lightning takes, and arguments of ``__init__`` that take the place of the checkpoint's.
+
+        Raises:
+            InputError: If the file is refused, or is no checkpoint of this class.
+        """
+        if weights_only is not False:
+            path = Path(checkpoint_path)
+            checkpoint = load_checkpoint(path)
+            check_made_by(path, checkpoint, cls)
+            for key in HYPERPARAMETERS:
+                taken = {name: value for name, value in checkpoint.get(key, {}).items() if name not in kwargs}
+                check_names(path, {key: taken})
+        return super().load_from_checkpoint(checkpoint_path, weights_only=weights_only, **kwargs)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits ``(B, 10)`` of float images ``(B, 1, 28, 28)`` in [0, 1]."""

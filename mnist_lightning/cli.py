@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_lightning import runs, signals
 from mnist_lightning.callbacks import CalmProgressBar, EpochLines, RunRecord, SaveRunConfig
-from mnist_lightning.checkpoints import check_fits, check_made_by, load_checkpoint
+from mnist_lightning.checkpoints import check_fits, check_made_by, check_names, load_checkpoint
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import kaggle, mnist, uci  # noqa: F401  --data finds them by name once they are imported
 from mnist_lightning.data.base import DigitDataModule
@@ -32,7 +33,8 @@ from mnist_lightning.evaluation import report
 from mnist_lightning.files import sweep
 from mnist_lightning.loggers import HistoryLogger, TensorBoardRunLogger
 from mnist_lightning.loop import use_direct_loop
-from mnist_lightning.request import VERBS, resolve, runs_root
+from mnist_lightning.request import VERBS, read_settings, resolve, runs_root
+from mnist_lightning.restoring import check_resumable, refuse_damage
 from mnist_lightning.resume import LastCheckpoint, make_resumable
 from mnist_lightning.writers import PictureWriter, PredictionWriter, ReportWriter
 
@@ -136,10 +138,15 @@ class DigitCLI(LightningCLI):
         if self.request.checkpoint is not None:
             self.checkpoint = load_checkpoint(self.request.checkpoint)
             check_made_by(self.request.checkpoint, self.checkpoint, DigitClassifier)
+            if args[0] == "fit":
+                check_resumable(self.request.checkpoint, self.checkpoint)
         self.config = parser.parse_args(self.request.args)
         verb = self.config.subcommand
         if verb != "fit" and self.request.checkpoint is None:
             raise InputError(f"{verb} must be the first argument, to find its checkpoint")
+        if self.request.checkpoint is not None:
+            own = {} if self.request.run is None else read_settings(self.request.run / runs.CONFIG)
+            check_names(self.request.checkpoint, self.checkpoint, self.config[verb].model.as_dict(), own.get("model"))
         seed = self.config[verb].seed_everything
         if not isinstance(seed, bool) and not 0 <= seed < 2**32:
             raise InputError(f"--seed_everything must be in [0, 2**32), got {seed}")
@@ -166,6 +173,7 @@ class DigitCLI(LightningCLI):
             trainer = super().instantiate_trainer(**self._trainer_settings(), **kwargs)
         use_direct_loop(trainer)
         make_resumable(trainer)
+        refuse_damage(trainer)
         return trainer
 
     def _trainer_settings(self) -> dict[str, Any]:
@@ -246,9 +254,9 @@ class DigitCLI(LightningCLI):
             with self._new_folder_discarded_without_results():
                 self.trainer.fit(weights_only=True, **kwargs)
         except BaseException as error:
-            if self.folder is not None and (self.folder / runs.CHECKPOINTS / runs.LAST).exists():
-                callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-                step = next(callback.saved_step for callback in callbacks if isinstance(callback, LastCheckpoint))
+            last = None if self.folder is None else self.folder / runs.CHECKPOINTS / runs.LAST
+            if last is not None and last.exists():
+                step = load_checkpoint(last)["global_step"]
                 error.add_note(f"Saved: {step:,} updates. To go on: {PROGRAM} fit --ckpt_path {self.folder}")
             raise
 
@@ -326,6 +334,12 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{os.fsdecode(error.filename or 'writing failed')}: {error.strerror}"
+    return condense(str(error))
+
+
 def _complain(message: str, error: BaseException) -> None:
     """Print what went wrong in one line, and what there is to be said of it beside that."""
     for line in (f"{PROGRAM}: {message}", *getattr(error, "__notes__", ())):
@@ -349,6 +363,13 @@ def _quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(f"{name}.utilities.rank_zero").addFilter(_is_news)
     logging.getLogger("lightning.fabric.utilities.seed").addFilter(_is_news)
+    threading.excepthook = _thread_excepthook
+
+
+def _thread_excepthook(args: Any) -> None:
+    """Leave out the traceback of TensorBoard's writer where a disk is full: the main thread gets the same error."""
+    if not (issubclass(args.exc_type, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+        threading.__excepthook__(args)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -408,7 +429,7 @@ def _run(args: list[str]) -> int:
     except Exception as error:
         if os.environ.get(DEBUG_SWITCH) or not _is_users(error):
             raise
-        _complain(f"error: {condense(str(error))}", error)
+        _complain(f"error: {_one_line(error)}", error)
         return 2
     finally:
         if torch.distributed.is_initialized():

@@ -12,6 +12,18 @@ class InputError(ValueError):
     on stderr and exits with 2; from Python it is an ordinary ``ValueError``.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    r"""Escape what is no visible character: names and damaged files hold anything, and a terminal would obey it.
+
+    >>> printable("a\nb\x1b[2J\udcff ä")
+    'a\\nb\\x1b[2J\\udcff ä'
+    """
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
 
 @contextmanager
 def refusals() -> Iterator[None]:
@@ -19,7 +31,7 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(str(error)) from error
+        raise InputError(condense(str(error))) from error
 
 
 # jsonargparse's wording, replaced line by line.

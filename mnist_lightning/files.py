@@ -1,9 +1,12 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and read only where they are files."""
 
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,7 +48,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
+def write_atomic(path: Path, content: bytes | memoryview | str) -> None:
     """Write a file whole, as ``open_atomic`` does.
 
     Args:
@@ -74,3 +77,23 @@ def kept_if_used(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             for parent in missing:
                 parent.rmdir()  # refuses once there is a file
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading, but no folder, pipe, socket or device: to open a pipe, or to read a device, may not end.
+
+    Args:
+        path: The file, or a link to it.
+
+    Raises:
+        OSError: If it cannot be opened, is no regular file, or has a name that no file can have.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # a name with a null character, or half a surrogate pair
+        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from error
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.open("rb")

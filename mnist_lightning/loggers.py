@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import warnings
 from argparse import Namespace
 from collections.abc import Mapping
@@ -15,8 +16,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.errors import InputError
-from mnist_lightning.files import write_atomic
+from mnist_lightning.files import open_regular, write_atomic
 
+# Or an empty cell.
+NUMBER = re.compile(r"([-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]{1,3})?|[-+]?(nan|inf)|)", re.IGNORECASE)
 HPARAMS_METRICS = ("val/loss", "val/acc")
 
 
@@ -121,8 +124,13 @@ def read_history(path: Path) -> list[dict[str, str]]:
     """
     if not path.exists():
         return []
-    with path.open(newline="", errors="replace") as file:
-        rows = list(csv.DictReader(file))
-    if not all((row.get(name) or "").isdecimal() for row in rows for name in ("epoch", "step")):
+    try:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8", errors="replace", newline="") as text:
+            rows = list(csv.DictReader(text))
+    except (OSError, csv.Error) as error:
+        raise InputError(f"{path} is damaged: {error}; move it away to go on without the history") from error
+    if not all(re.fullmatch("[0-9]{1,15}", row.get(name) or "") for row in rows for name in ("epoch", "step")):
         raise InputError(f"{path} is damaged: a row has no epoch or step; move it away to go on without the history")
+    if not all(isinstance(cell, str) and NUMBER.fullmatch(cell) for row in rows for cell in row.values()):
+        raise InputError(f"{path} is damaged: a cell is no number; move it away to go on without the history")
     return rows

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,10 @@ import yaml
 
 from mnist_lightning import runs
 from mnist_lightning.errors import InputError
+from mnist_lightning.files import open_regular
 
+LARGEST_CONFIG = 100_000  # bytes, and nodes once its aliases are expanded; a run's own has 5,000 bytes
+DEEPEST = 50
 VERBS = {
     "fit": "Train, and keep the checkpoint with the best validation accuracy.",
     "validate": "Measure a checkpoint on the validation images.",
@@ -42,11 +46,11 @@ def resolve(args: Sequence[str]) -> Request:
         InputError: If there is no such checkpoint, no run yet, or an option before the verb.
     """
     verb = args[0] if args else None
+    given = _look_ahead(args[1:])
     if verb not in VERBS and (late := [arg for arg in args if arg in VERBS]):
         raise InputError(f"options come after the verb: begin with {late[0]}, got {verb}")
     if verb not in VERBS or any(arg in ("-h", "--help") or arg.startswith("--print_config") for arg in args):
         return Request(list(args), runs_root(None), None, None)
-    given = _look_ahead(args[1:])
     root = runs_root(given["trainer.default_root_dir"])
     default = "last" if verb == "fit" else "best"
     ckpt_path = given["ckpt_path"] or (None if verb == "fit" else default)
@@ -77,12 +81,56 @@ def runs_root(default_root_dir: str | None) -> Path:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Return the settings in a file, none if it cannot be read or holds no settings."""
+    """Return the settings in a file, none if it is missing or holds no settings.
+
+    Raises:
+        InputError: If the file is no YAML, or would take memory or time out of all proportion.
+    """
     try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        with open_regular(path) as file:
+            text = file.read(LARGEST_CONFIG + 1)
+    except OSError as error:
+        if os.path.lexists(path):  # --config also takes the settings themselves
+            raise InputError(f"cannot read {path}: {error.strerror}; give a configuration file") from error
         return {}
+    try:
+        if len(text) > LARGEST_CONFIG:
+            raise ValueError(f"larger than {LARGEST_CONFIG:,} bytes")
+        loader = _Loader(text.decode())
+        node = loader.get_single_node()
+        if node is None:
+            return {}
+        if _expanded(node, DEEPEST, {}) > LARGEST_CONFIG:
+            raise ValueError("too large once its aliases are expanded")
+        config = loader.construct_document(node)
+    except RecursionError as error:
+        raise InputError(f"{path} is no configuration: nested too deeply") from error
+    except Exception as error:  # PyYAML raises whatever it likes, and so would the parser
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} is no configuration: {reason:.300}") from error
     return config if isinstance(config, dict) else {}
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads a date as the text it is, as the parser does."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _expanded(node: yaml.Node, depth: int, known: dict[int, int]) -> int:
+    """Return how many nodes there are in a document, each alias counted as what it stands for."""
+    if depth == 0:  # also where a node is an alias of itself
+        raise RecursionError
+    if id(node) not in known:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        children = [child for pair in pairs for child in pair] if pairs else node.value
+        nested = children if isinstance(node, yaml.CollectionNode) else []
+        known[id(node)] = 1 + sum(_expanded(child, depth - 1, known) for child in nested)
+    return known[id(node)]
 
 
 def _look_ahead(args: Sequence[str]) -> dict[str, str | None]:
@@ -91,7 +139,7 @@ def _look_ahead(args: Sequence[str]) -> dict[str, str | None]:
 
     class FromConfig(argparse.Action):
         def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
-            config = read_settings(Path(value))  # what is wrong with it, the parser will say
+            config = read_settings(Path(value))
             for name in found:
                 node: Any = config
                 for key in name.split("."):

@@ -49,7 +49,6 @@ class LastCheckpoint(Checkpoint):
         if every_n_train_steps is not None and every_n_train_steps < 1:
             raise InputError(f"every_n_train_steps must be at least 1, got {every_n_train_steps}")
         self.every_n_train_steps = every_n_train_steps
-        self.saved_step: int | None = None  # how many updates last.ckpt is of
         self._is_due = False
         self._random = torch.get_rng_state()  # torch's, when the last update was done
         self._state: dict[str, Any] | None = None
@@ -103,7 +102,6 @@ class LastCheckpoint(Checkpoint):
         self._is_due = False
         path = Path(trainer.default_root_dir) / runs.CHECKPOINTS / runs.LAST
         trainer.save_checkpoint(path, weights_only=False)
-        self.saved_step = trainer.global_step
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add every process's state, and leave out an update that did not come to its end."""
@@ -122,7 +120,6 @@ class LastCheckpoint(Checkpoint):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the state until training starts: making and checking the model draws random numbers."""
         self._state = checkpoint.get(STATE)
-        self.saved_step = checkpoint["global_step"]
 
     def _restore(self, trainer: L.Trainer, pl_module: L.LightningModule, state: dict[str, Any]) -> None:
         _go_on_at_the_same_image(trainer)
@@ -192,18 +189,22 @@ def _go_on_at_the_same_image(trainer: L.Trainer) -> None:
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:
+    version, numbers, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002  a module's augmentation may draw from it
+    # Tensors and plain values, as weights-only loading has them.
     return {
-        "python": random.getstate(),
-        "numpy": (kind, np.asarray(keys).tolist(), *rest),  # as plain values, for weights-only loading
+        "python": (version, torch.tensor(numbers), gauss),
+        "numpy": (kind, torch.tensor(np.asarray(keys, np.int64)), *rest),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
 
 
 def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers.tolist()), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy(), *rest))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)

@@ -5,6 +5,7 @@ TensorBoard events, ``checkpoints/best.ckpt`` and ``last.ckpt``, ``curves.png``,
 """
 
 import json
+import os
 import shutil
 from contextlib import suppress
 from itertools import count
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from mnist_lightning.errors import InputError
+from mnist_lightning.files import open_regular
 
 CONFIG = "config.yaml"
 RECORD = "run.json"
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
+LARGEST_RECORD = 100_000  # bytes
 KEYWORDS = ("best", "last")  # of the newest run
 
 
@@ -58,7 +61,7 @@ def newest(root: Path) -> Path:
     Raises:
         InputError: If there is none.
     """
-    checkpoints = list(root.glob(f"*/{CHECKPOINTS}/*.ckpt"))
+    checkpoints = [path for path in root.glob(f"*/{CHECKPOINTS}/*.ckpt") if path.is_file()]
     if not checkpoints:
         raise InputError(f"no run with a checkpoint in {root}; train one first: python -m mnist_lightning fit")
     return max(checkpoints, key=lambda path: path.stat().st_mtime_ns).parent.parent
@@ -79,9 +82,9 @@ def find_checkpoint(ckpt_path: str, root: Path, default: str) -> Path:
         path = newest(root) / CHECKPOINTS / f"{ckpt_path}.ckpt"
     else:
         path = Path(ckpt_path)
-        if path.is_dir():
+        if os.path.isdir(path):
             path = path / CHECKPOINTS / f"{default}.ckpt"
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's own, it does not raise for a name that is too long
         raise InputError(f"no checkpoint at {path}; give --ckpt_path a checkpoint file or a run folder")
     return path
 
@@ -89,8 +92,9 @@ def find_checkpoint(ckpt_path: str, root: Path, default: str) -> Path:
 def read_record(run: Path) -> dict[str, Any] | None:
     """Return the content of a run's ``run.json``, or None where ``fit`` has not come to write it, or not whole."""
     try:
-        record = json.loads((run / RECORD).read_text())
-    except (OSError, ValueError):
+        with open_regular(run / RECORD) as file:
+            record = json.loads(file.read(LARGEST_RECORD))
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 

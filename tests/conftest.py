@@ -3,11 +3,14 @@
 import gzip
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 from numpy.typing import NDArray
 
 from mnist_lightning import MNIST
@@ -15,6 +18,20 @@ from mnist_lightning.data.mnist import IDXFile
 
 ROOT = Path(__file__).parent.parent
 PLACES = (os.environ.get("MNIST_LIGHTNING_DATA"), ROOT / "../shared/data", ROOT / "data")
+
+# Generated tests are the same each time; with HYPOTHESIS_PROFILE=thorough they are others, and many more.
+set_hypothesis_home_dir(tempfile.gettempdir())
+settings.register_profile(
+    "quick",
+    max_examples=300,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+)
+settings.register_profile("thorough", settings.get_profile("quick"), max_examples=20_000, derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 def idx_bytes(array: NDArray[np.uint8]) -> bytes:

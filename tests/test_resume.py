@@ -1,6 +1,7 @@
 """Runs that are stopped, and go on as if nothing had been: by signals, errors, and at every kind of place."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 
 from mnist_lightning import DigitClassifier, UCIDigits, signals
 from mnist_lightning.cli import main
+from mnist_lightning.errors import InputError
 from mnist_lightning.files import sweep, write_atomic
-from mnist_lightning.resume import LastCheckpoint
+from mnist_lightning.resume import STATE, LastCheckpoint
 
 FIT = ["fit", "--data", "UCIDigits", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "3"]
 UPDATES = 36  # of an epoch
@@ -114,8 +116,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     return root
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("step", [0, UPDATES - 1, UPDATES, UPDATES + 9, 2 * UPDATES + 15])
+@pytest.mark.parametrize(
+    ("case", "step"),
+    [
+        *(("default", step) for step in (0, UPDATES - 1, UPDATES, 3 * UPDATES - 2)),
+        *((case, UPDATES + 8) for case in CASES),
+    ],
+)
 def test_a_signal_stops_after_the_update_and_the_run_goes_on_as_if_it_had_not(
     undisturbed: Callable[[str], Path],
     case: str,
@@ -148,8 +155,10 @@ def test_a_signal_stops_after_the_update_and_the_run_goes_on_as_if_it_had_not(
     assert not list(run.rglob("*.part"))
 
 
-@pytest.mark.parametrize("case", ["default", "one cycle", "lightning's own loop"])
-@pytest.mark.parametrize("step", [10, UPDATES, UPDATES + 9])
+@pytest.mark.parametrize(
+    ("case", "step"),
+    [("default", 10), ("default", UPDATES), ("one cycle", UPDATES + 9), ("lightning's own loop", UPDATES + 9)],
+)
 def test_an_error_in_an_update_loses_that_update_only(
     undisturbed: Callable[[str], Path], case: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +175,38 @@ def test_an_error_in_an_update_loses_that_update_only(
     assert fit(tmp_path, "--ckpt_path", "last") == 0
     assert differences(last(reference), last(tmp_path)) == []
     assert (run / "metrics.csv").read_bytes() == (run_of(reference) / "metrics.csv").read_bytes()
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoints_and_the_run_goes_on_once_there_is_room(
+    undisturbed: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    kept: dict[str, bytes] = {}
+
+    def fill_the_disk() -> None:
+        kept.update({path.name: path.read_bytes() for path in (run_of(tmp_path) / "checkpoints").iterdir()})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, limits[1]))  # half a checkpoint
+
+    with monkeypatch.context() as patch:
+        interrupt(patch, UPDATES + 9, fill_the_disk)
+        try:
+            code = fit(tmp_path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    run = run_of(tmp_path)
+    assert code == 2
+    assert capfd.readouterr().err.splitlines()[-2:] == [
+        f"python -m mnist_lightning: error: {run / 'checkpoints/best.ckpt'}: File too large",
+        f"Saved: {UPDATES} updates. To go on: python -m mnist_lightning fit --ckpt_path {run}",
+    ]
+    assert {path.name: path.read_bytes() for path in (run / "checkpoints").iterdir()} == kept
+    assert not list(run.rglob("*.part"))
+    assert fit(tmp_path, "--ckpt_path", "last") == 0
+    assert differences(last(undisturbed("default")), last(tmp_path)) == []
+    assert (run / "metrics.csv").read_bytes() == (run_of(undisturbed("default")) / "metrics.csv").read_bytes()
 
 
 def test_an_error_in_the_first_update_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +240,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_end_of_the_update(
 def test_checkpoints_on_the_way_are_whole_and_can_be_gone_on_from(
     undisturbed: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a kill finds: at every place where last.ckpt was replaced, the run goes on to the same end."""
+    """What a kill finds: wherever last.ckpt was replaced, the run goes on to the same end."""
     kept: dict[int, bytes] = {}
     save = LastCheckpoint._save
 
@@ -211,7 +252,7 @@ def test_checkpoints_on_the_way_are_whole_and_can_be_gone_on_from(
         patch.setattr(LastCheckpoint, "_save", keep)
         assert fit(tmp_path, *CASES["checkpoints on the way"]) == 0
     assert list(kept) == [*range(7, 36, 7), 36, *range(42, 72, 7), 72, *range(77, 108, 7), 108]
-    for content in kept.values():
+    for content in [kept[step] for step in (7, 36, 77)]:
         write_atomic(run_of(tmp_path) / "checkpoints/last.ckpt", content)
         assert fit(tmp_path, "--ckpt_path", "last") == 0
         assert differences(last(undisturbed("checkpoints on the way")), last(tmp_path)) == []
@@ -302,3 +343,25 @@ def test_25_runs_killed_at_random_moments_end_as_if_they_had_not_been() -> None:
     )
     assert done.returncode == 0, done.stdout
     assert done.stdout.splitlines()[-1] == "25 of 25 ended as the undisturbed run did"
+
+
+@pytest.mark.parametrize("state", [None, [], {}, {"seed": 1}, {"seed": "1", "images": 2}, {"seed": 1, "images": -1}])
+def test_a_place_in_the_data_that_is_none_is_refused(state: Any) -> None:
+    data = UCIDigits()
+    data.setup("fit")
+    with pytest.raises(InputError, match="the checkpoint's place in the data is damaged: "):
+        data.train_dataloader().load_state_dict(state)
+
+
+def test_a_damaged_state_of_the_run_is_refused_in_one_line(
+    undisturbed: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = last(undisturbed("default"))
+    for damaged in (3, {}, {"ranks": [{}]}, {"ranks": [{"random": {"python": 3}}]}, {"ranks": 7}):
+        path = tmp_path / "damaged.ckpt"
+        torch.save({**checkpoint, STATE: damaged}, path)
+        capfd.readouterr()
+        assert fit(tmp_path, "--ckpt_path", str(path), "--trainer.max_epochs", "4") == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith("python -m mnist_lightning: error: the checkpoint's state of the run is damaged: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged.ckpt"]

@@ -121,8 +121,11 @@ def test_ckpt_path_and_root_are_found_in_flags_and_files_and_the_last_given_wins
 
 
 def test_a_damaged_config_is_named(run: Path) -> None:
-    (run / "config.yaml").write_text("a: [1")
+    (run / "config.yaml").write_text("a: 1")
     with pytest.raises(InputError, match=r"version_0/config.yaml is damaged: it has no data settings"):
+        resolve(["test"])
+    (run / "config.yaml").write_text("a: [1")
+    with pytest.raises(InputError, match=r"version_0/config.yaml is no configuration: while parsing a flow sequence"):
         resolve(["test"])
 
 
@@ -168,7 +171,7 @@ def bad_checkpoint(path: Path, kind: str, trap: Path) -> None:
             "code",
             r"was not loaded: it holds (posix|nt).mkdir, and anything but",
         ),
-        ("legacy code", r"was not loaded: it holds (posix|nt).mkdir, and anything but"),
+        ("legacy code", "is no checkpoint, or is damaged; give one that fit wrote"),
         ("plain pickle", "is no checkpoint, or is damaged; give one that fit wrote"),
         ("module", r"was not loaded: it holds mnist_lightning.models.MLP, and anything but"),
         ("list", "is no Lightning checkpoint: it has no state_dict; give one that fit wrote"),

@@ -101,7 +101,14 @@ class ResumableLoader(GatheredLoader):
         return {"seed": getattr(self.sampler, "seed", 0), "images": self.batches_taken * self._images_at_once}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on in the same order, at the same image, with the next epoch that is begun."""
+        """Go on in the same order, at the same image, with the next epoch that is begun.
+
+        Raises:
+            InputError: If this is no state of such a loader.
+        """
+        found = [state_dict.get(name) for name in ("seed", "images")] if isinstance(state_dict, dict) else [state_dict]
+        if not all(type(value) is int and 0 <= value < 2**63 for value in found):
+            raise InputError(f"the checkpoint's place in the data is damaged: {state_dict!r:.50}; go on from another")
         if isinstance(self.sampler, DistributedSampler):
             self.sampler.seed = state_dict["seed"]
         self._start = self.batches_taken = math.ceil(state_dict["images"] / self._images_at_once)

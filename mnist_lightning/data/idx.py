@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_lightning.errors import InputError
+from mnist_lightning.files import open_regular
 
 
 def read_idx(path: Path, shape: tuple[int, ...], memory_map: bool = False) -> NDArray[np.uint8]:
@@ -22,7 +23,7 @@ def read_idx(path: Path, shape: tuple[int, ...], memory_map: bool = False) -> ND
         OSError: If the file cannot be read.
     """
     header = _header(shape)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         check_idx(file.read(len(header)), os.fstat(file.fileno()).st_size, str(path), shape)
         if memory_map:
             return np.memmap(file, np.uint8, mode="r", offset=len(header), shape=shape)

@@ -1,9 +1,6 @@
 """MNIST and FashionMNIST from their IDX files, downloaded and verified."""
 
 import hashlib
-import http.client
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +13,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 
 from mnist_lightning.data.base import DEFAULT_DATA_DIR, DigitDataModule, Split
+from mnist_lightning.data.download import check_mirrors, download
 from mnist_lightning.data.idx import check_idx, read_idx
 from mnist_lightning.errors import InputError
-from mnist_lightning.files import kept_if_used, write_atomic
-
-TIMEOUT_SECONDS = 30
+from mnist_lightning.files import kept_if_used, open_regular, write_atomic
 
 
 class IDXFile(NamedTuple):
@@ -39,12 +35,17 @@ class MNIST(DigitDataModule):
 
     Args:
         data_dir: Folder that holds, or will hold, the data; MNIST_LIGHTNING_DATA sets the default.
-        mirrors: Addresses to download from, tried in turn; torchvision's by default.
+        mirrors: Addresses to download from, https:// or http://, tried in turn; well-known https:// ones by default.
         memory_map: Whether the images stay on disk, mapped into memory, rather than being read into it.
         **kwargs: What every data module takes.
     """
 
     source: ClassVar[str] = "MNIST"  # its name in torchvision, and of its folder
+    # The first of torchvision's (its other one has no https), and that of TensorFlow Datasets.
+    default_mirrors: ClassVar[tuple[str, ...]] = (
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    )
     files: ClassVar[dict[Split, tuple[IDXFile, IDXFile]]] = {
         "train": (
             IDXFile(
@@ -81,7 +82,8 @@ class MNIST(DigitDataModule):
     ) -> None:
         super().__init__(**kwargs)
         self.data_dir = data_dir
-        self.mirrors = mirrors
+        self.mirrors = self.default_mirrors if mirrors is None else mirrors
+        check_mirrors(self.mirrors)
         self.memory_map = memory_map
 
     @property
@@ -106,6 +108,8 @@ class MNIST(DigitDataModule):
         if not any(self._problem(file) for file in needed):
             return
         with _locked(self.folder):
+            for leftover in self.folder.glob(".*-ubyte.*"):  # of a process that was killed while it wrote
+                leftover.unlink()
             for file in needed + [file for file in every if file not in needed]:
                 problem = self._problem(file)  # once more: another process may have been here before the lock
                 if problem:
@@ -134,7 +138,7 @@ class MNIST(DigitDataModule):
             if file.sha256 is None:
                 read_idx(path, file.shape, memory_map=True)
                 return None
-            with path.open("rb") as content:
+            with open_regular(path) as content:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
         except FileNotFoundError:
             return f"{path} is missing"
@@ -148,26 +152,37 @@ class MNIST(DigitDataModule):
         return InputError(f"cannot read {path}: {error.strerror}; check data_dir, got {self.data_dir}")
 
     def _download(self, file: IDXFile, problem: str) -> None:
-        import torchvision.datasets  # here, since it takes a while to import and valid files do not need it
+        size = len(file.shape) * 4 + 4 + int(np.prod(file.shape))
+        largest = size + size // 1000 + 1024  # more than gzip can make of it at its worst
+        try:
+            content = download(f"{file.name}.gz", self.mirrors, largest, lambda body: self._unpacked(file, size, body))
+        except InputError as error:
+            raise InputError(
+                f"{problem}, and {error}; put {self.source}'s files into {self.folder}, name other --data.mirrors, or "
+                "use --data UCIDigits, which needs no download"
+            ) from error
+        write_atomic(self.folder / file.name, content)
 
-        published = getattr(torchvision.datasets, self.source)
-        gz_name = f"{file.name}.gz"
-        gz_md5 = None if file.sha256 else dict(published.resources)[gz_name]
-        failures = []
-        for mirror in published.mirrors if self.mirrors is None else self.mirrors:
-            url = f"{mirror.rstrip('/')}/{gz_name}"
-            print(f"Downloading {url}", flush=True)
-            try:
-                content = _fetch(url, file, gz_md5)
-            except (OSError, http.client.HTTPException, zlib.error, ValueError) as error:
-                failures.append(f"{mirror} ({_reason(error)})")
-            else:
-                write_atomic(self.folder / file.name, content)
-                return
-        raise InputError(
-            f"{problem}, and no mirror has it: tried {', '.join(failures) or 'none'}; put {self.source}'s files into "
-            f"{self.folder}, name other --data.mirrors, or use --data UCIDigits, which needs no download"
-        )
+    def _unpacked(self, file: IDXFile, size: int, compressed: bytes) -> bytes:
+        """Return the verified content of a download."""
+        decompressor = zlib.decompressobj(wbits=31)  # gzip
+        content = decompressor.decompress(compressed, max_length=size + 1)
+        if len(content) > size:
+            raise ValueError(f"too large: unpacked more than {size:,} bytes")
+        if not decompressor.eof:
+            raise ConnectionError(f"cut off: {len(compressed):,} bytes arrived, {len(content):,} unpacked")
+        if file.sha256:
+            kind, digest, expected = "SHA-256", hashlib.sha256(content).hexdigest(), file.sha256
+        else:
+            import torchvision.datasets  # here, since it takes a while to import
+
+            published = dict(getattr(torchvision.datasets, self.source).resources)
+            kind, digest = "MD5", hashlib.md5(compressed, usedforsecurity=False).hexdigest()
+            expected = published[f"{file.name}.gz"]
+        if digest != expected:
+            raise ValueError(f"wrong bytes: {kind} {digest} instead of {expected}")
+        check_idx(content, len(content), file.name, file.shape)
+        return content
 
     def load(self, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Read one split: images ``(N, 28, 28)`` uint8, white on black, and their digits ``(N,)`` in 0-9."""
@@ -190,12 +205,17 @@ class FashionMNIST(MNIST):
 
     Args:
         data_dir: Folder that holds, or will hold, the data; MNIST_LIGHTNING_DATA sets the default.
-        mirrors: Addresses to download from, tried in turn; torchvision's by default.
+        mirrors: Addresses to download from, https:// or http://, tried in turn; well-known https:// ones by default.
         memory_map: Whether the images stay on disk, mapped into memory, rather than being read into it.
         **kwargs: What every data module takes.
     """
 
     source = "FashionMNIST"
+    # Its authors', and that of Keras; torchvision's has no https.
+    default_mirrors = (
+        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+        "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
+    )
     files: ClassVar[dict[Split, tuple[IDXFile, IDXFile]]] = {
         split: (images._replace(sha256=None), labels._replace(sha256=None))
         for split, (images, labels) in MNIST.files.items()
@@ -215,30 +235,3 @@ def _locked(folder: Path) -> Iterator[None]:
                 lock.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}; choose another data_dir") from error
-
-
-def _fetch(url: str, file: IDXFile, gz_md5: str | None) -> bytes:
-    """Download a compressed IDX file and return its content once that is complete and verified."""
-    size = len(file.shape) * 4 + 4 + int(np.prod(file.shape))
-    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
-        compressed = response.read(size + size // 1000 + 1024)  # more than gzip can make of it at its worst
-    decompressor = zlib.decompressobj(wbits=31)  # gzip
-    content = decompressor.decompress(compressed, max_length=size + 1)
-    if not decompressor.eof:
-        raise ValueError(f"cut off or too large: {len(compressed):,} bytes arrived, {len(content):,} unpacked")
-    kind, digest, expected = (
-        ("MD5", hashlib.md5(compressed, usedforsecurity=False).hexdigest(), gz_md5)
-        if gz_md5
-        else ("SHA-256", hashlib.sha256(content).hexdigest(), file.sha256)
-    )
-    if digest != expected:
-        raise ValueError(f"wrong bytes: {kind} {digest} instead of {expected}")
-    check_idx(content, len(content), url, file.shape)
-    return content
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"HTTP {error.code}"
-    reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    return str(getattr(reason, "strerror", None) or reason or type(reason).__name__)

@@ -2,8 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +79,8 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise InputError(f"too large: {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}")
-            picture.load()
+            with _without_stderr() if picture.format == "TIFF" else nullcontext():
+                picture.load()
             with suppress(Exception):  # damaged EXIF data, which are read in other places than the picture
                 ImageOps.exif_transpose(picture, in_place=True)
             return _pixels(picture)
@@ -94,6 +95,19 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
             raise InputError(f"cannot be read: {error.strerror}") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"damaged: {reason[:200]}") from error
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Keep quiet what is written past Python: libtiff tells the process's stderr of each odd tag."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _pixels(picture: Image.Image) -> NDArray[np.uint8]:

@@ -134,7 +134,7 @@ def index_html(title: str, metrics: Mapping[str, Any], pngs: Mapping[str, bytes]
     confusion = np.array(metrics["confusion_matrix"])
     mistakes = frequent_mistakes(confusion, 10)
     facts = {
-        label: style.format(run[name]) for name, (label, style) in RUN.items() if run and run.get(name) is not None
+        label: _written(style, run[name]) for name, (label, style) in RUN.items() if run and run.get(name) is not None
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = number
@@ -152,3 +152,10 @@ def index_html(title: str, metrics: Mapping[str, Any], pngs: Mapping[str, bytes]
         num_wrong=int(confusion.sum() - confusion.trace()),
         facts=facts,
     )
+
+
+def _written(style: str, value: object) -> str:
+    try:
+        return style.format(value)
+    except (ValueError, TypeError):  # a record that was edited
+        return str(value)[:100]
