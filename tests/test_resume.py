@@ -72,7 +72,7 @@ def last(root: Path) -> dict[str, Any]:
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
     """Where two checkpoints differ, leaving out seconds and the folders they lie in."""
-    if isinstance(one, Tensor):
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
         return [] if torch.equal(one, other) else [path]
     if isinstance(one, dict):
         names = [name for name in one.keys() | other.keys() if name not in ("fit_seconds", "dirpath", "best_k_models")]
