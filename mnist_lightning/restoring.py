@@ -8,12 +8,14 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.optim import Optimizer
 
 from mnist_lightning.errors import InputError
 
@@ -47,9 +49,8 @@ def refuse_damage(trainer: Trainer) -> None:
             raise
         except Exception as error:  # damaged states may raise whatever they like
             reason = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
-            raise InputError(
-                f"{connector._ckpt_path} cannot be restored ({reason}); give a checkpoint that fit wrote"
-            ) from error
+            path = os.path.normpath(connector._ckpt_path or "")
+            raise InputError(f"{path} cannot be restored ({reason}); give a checkpoint that fit wrote") from error
 
     def guard(name: str, before: Callable[..., None] | None = None, after: Callable[..., None] | None = None) -> None:
         restore = getattr(connector, name)
@@ -145,8 +146,21 @@ def _try_optimizers(trainer: Trainer) -> None:
     if trainer.state.fn != TrainerFn.FITTING or not isinstance(trainer.strategy, SingleDeviceStrategy):
         return
     for optimizer in trainer.optimizers:
+        _check_fused(optimizer)
         trial = deepcopy(optimizer)
         for group in trial.param_groups:
             for parameter in group["params"]:
                 parameter.grad = parameter.detach().clone().zero_()
         trial.step(lambda: 0.0)
+
+
+def _check_fused(optimizer: Optimizer) -> None:
+    """Check the state of a fused optimizer's parameters: it would read and write past the end of what is too small."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("fused") else ():
+            for name, value in optimizer.state.get(parameter, {}).items():
+                like = value if name == "step" else parameter
+                if not isinstance(value, Tensor) or (value.shape, value.stride()) != (like.shape, like.stride()):
+                    raise ValueError(f"{name} of a parameter {tuple(parameter.shape)} must be as large")
+                if name == "step" and (value.dim() or value.dtype != torch.float32):
+                    raise ValueError("step must be one float32 number")

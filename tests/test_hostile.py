@@ -4,6 +4,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import struct
 import sys
 import warnings
@@ -21,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mnist_lightning import MLP, DigitClassifier, cli
+from mnist_lightning import MLP, DigitClassifier, cli, describe
 from mnist_lightning.checkpoints import check_fits, check_made_by, check_names, load_checkpoint
 from mnist_lightning.data import kaggle
 from mnist_lightning.data.idx import read_idx
@@ -30,6 +31,7 @@ from mnist_lightning.data.preparation import find_digits
 from mnist_lightning.errors import InputError, condense
 from mnist_lightning.evaluation.page import RUN, _written
 from mnist_lightning.loggers import read_history
+from mnist_lightning.request import resolve
 from mnist_lightning.runs import read_record
 
 MEMORY = 700_000  # kB that a test may take; an attack would take several times that
@@ -328,7 +330,7 @@ YAMLS = [
 
 
 @pytest.fixture(scope="module")
-def parsers() -> dict[str, Callable[[str], object]]:
+def parsers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[[str], object]]:
     """What each verb does with --config, up to where it makes anything of it."""
 
     os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # as main has it
@@ -347,7 +349,19 @@ def parsers() -> dict[str, Callable[[str], object]]:
     built: list[cli.DigitCLI] = []
     with pytest.raises(Built):
         Parsing(["fit"])
-    return {"fit": parse(built[0])}
+    run = tmp_path_factory.mktemp("version_0")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints/best.ckpt").write_text("")
+
+    def continued(path: str) -> object:
+        shutil.copy(path, run / "config.yaml")
+        return resolve(["test", "--ckpt_path", str(run)])
+
+    return {
+        "fit": parse(built[0]),
+        "test": continued,
+        "describe": lambda path: describe._only_data(["--config", path]),
+    }
 
 
 @given(content=mutated(YAMLS) | st.binary(max_size=80))
@@ -372,6 +386,7 @@ RECORDS = [
     b"[" * 100_000,
     b'{"epochs": ' + b"9" * 5000 + b"}",
     b'{"global_step": "many", "best_val_acc": [NaN]}',
+    b'{"fit_seconds": 1' + b"0" * 400 + b"}",
 ]
 
 
