@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
+from mnist_lightning.callbacks import RunRecord
 from mnist_lightning.errors import InputError
 
-OURS = ("lightning.", "mnist_lightning.", "torch.")  # modules whose states are known: a number stays a number
+KNOWN = (RunRecord, ModelCheckpoint, EarlyStopping)  # in their states a number stays a number
 LARGEST_COUNT = 2**53
 
 
@@ -75,7 +76,7 @@ def _check_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     states = checkpoint.get("callbacks", {})
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         state = states.get(callback.state_key)
-        if state and type(callback).__module__.startswith(OURS):
+        if state and isinstance(callback, KNOWN):
             _check_alike(callback.state_key, state, callback.state_dict())
             if isinstance(callback, ModelCheckpoint):
                 _check_files(state)
@@ -109,7 +110,7 @@ def _check_training(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         for optimizer, state in zip(trainer.optimizers, checkpoint["optimizer_states"], strict=True):
             _check_alike("optimizer", state["param_groups"], optimizer.state_dict()["param_groups"])
         for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=True):
-            if type(config.scheduler).__module__.startswith(OURS):
+            if type(config.scheduler).__module__.startswith(("torch.", "lightning.")):
                 _check_alike("lr_scheduler", state, config.scheduler.state_dict())
 
 
@@ -147,6 +148,8 @@ def _try_optimizers(trainer: Trainer) -> None:
         return
     for optimizer in trainer.optimizers:
         _check_fused(optimizer)
+        if not type(optimizer).__module__.startswith("torch.optim.") or isinstance(optimizer, LBFGS):
+            continue  # has attributes of its own, which a copy lacks
         trial = deepcopy(optimizer)
         for group in trial.param_groups:
             for parameter in group["params"]:
