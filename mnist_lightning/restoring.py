@@ -109,7 +109,8 @@ def _check_training(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     if trainer.state.fn == TrainerFn.FITTING:
         for optimizer, state in zip(trainer.optimizers, checkpoint["optimizer_states"], strict=True):
             _check_alike("optimizer", state["param_groups"], optimizer.state_dict()["param_groups"])
-        for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=True):
+        # StochasticWeightAveraging saves one more.
+        for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=False):
             if type(config.scheduler).__module__.startswith(("torch.", "lightning.")):
                 _check_alike("lr_scheduler", state, config.scheduler.state_dict())
 
