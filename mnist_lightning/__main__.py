@@ -1,8 +1,11 @@
 """``python -m mnist_lightning``."""
 
+import signal
 import sys
 
-from mnist_lightning.cli import main
-
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while all that follows is imported there is nothing to be said
+
+    from mnist_lightning.cli import main
+
     sys.exit(main())

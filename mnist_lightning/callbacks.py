@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ from mnist_lightning.files import write_atomic
 from mnist_lightning.loggers import read_history
 
 PACKAGES = ("mnist-lightning", "torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Return the version of Python and of each package that has a part in a run."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -40,7 +46,7 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 class RunRecord(Callback):
-    """Writes ``run.json`` and ``curves.png`` when ``fit`` ends, also when it is interrupted.
+    """Writes ``run.json`` with each epoch, and ``curves.png`` when ``fit`` ends, also when it is interrupted.
 
     Args:
         folder: The run folder.
@@ -96,7 +102,13 @@ class RunRecord(Callback):
                 f"Run folder: {self.folder}",
                 flush=True,
             )
+            if trainer.world_size > 1:
+                _say_what_is_shared(trainer, data.batch_size)
         self.start = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the record so far: a run that is killed has no end to write it at."""
+        self._write(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember the best validation accuracy, the first of equals, as the best checkpoint does."""
@@ -105,13 +117,16 @@ class RunRecord(Callback):
             self.best_val_acc, self.best_epoch = accuracy, trainer.current_epoch
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the record."""
+        """Write the record, and draw the curves."""
         self._write(trainer, pl_module)
+        if trainer.is_global_zero:
+            self._draw()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Write the record of a run that was interrupted once it had begun."""
+        """Write the record of a run that was interrupted once it had begun, unless the disk is full or the like."""
         if self.start is not None:
-            self._write(trainer, pl_module)
+            with suppress(OSError):
+                self.on_fit_end(trainer, pl_module)
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -123,7 +138,7 @@ class RunRecord(Callback):
             "device": self.device,
             "devices": trainer.world_size,
             "precision": str(trainer.precision),
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            "versions": versions(),
             "fit_seconds": round(self._seconds(), 2),
             "epochs": trainer.current_epoch,
             "global_step": trainer.global_step,
@@ -132,11 +147,24 @@ class RunRecord(Callback):
             "num_parameters": _num_parameters(pl_module),
         }
         write_atomic(self.folder / runs.RECORD, json.dumps(record, indent=2) + "\n")
+
+    def _draw(self) -> None:
         history = read_history(self.folder / "metrics.csv")
         if history:
             from mnist_lightning.evaluation import figures  # here, since matplotlib takes a while to import
 
             figures.save(figures.curves(history), self.folder / "curves.png")
+
+
+def _say_what_is_shared(trainer: L.Trainer, batch_size: int) -> None:
+    """Say what several processes make of the batch size and the learning rate."""
+    number = trainer.world_size
+    lr = trainer.optimizers[0].param_groups[0]["lr"]
+    print(
+        f"{number} processes with batches of {batch_size}: {number * batch_size} images an update. "
+        f"The learning rate is {lr:g} as given, not scaled with them.",
+        flush=True,
+    )
 
 
 def _move(state: dict[str, Any], folder: str) -> None:
@@ -191,6 +219,11 @@ class EpochLines(ProgressBar):
     def enable(self) -> None:
         """Print again."""
         self.enabled = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin inside the epoch where a resumed run goes on: Lightning does not start that one again."""
+        if trainer.fit_loop.restarted_mid_epoch:
+            self.epoch, self.start = trainer.current_epoch, time.perf_counter()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the line of the epoch before: only now are its training metrics complete."""

@@ -1,6 +1,7 @@
 """Checkpoints are untrusted files: weights and plain values are read, anything else is refused."""
 
 import inspect
+import io
 import os
 import pickletools
 import re
@@ -13,12 +14,13 @@ from types import NoneType
 from typing import Any, BinaryIO
 
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_lightning.errors import InputError
-from mnist_lightning.files import open_regular
+from mnist_lightning.files import open_regular, write_atomic
 
 # What a checkpoint may be pickled with. torch.load also takes bytearray and others, whose size a number says.
 PLAIN = re.compile(
@@ -32,6 +34,17 @@ TRUSTED_BASES = (nn.Module, Optimizer, LRScheduler)
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # Lightning's own, that makes the model
 WORD = re.compile(r"[a-z_][a-z0-9_/-]*|")  # a mode such as "min": no class, import path, file or YAML
 HYPERPARAMETERS = ("hyper_parameters", "hparams", "module_arguments")  # Lightning reads the old names too
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all: whatever happens, the one before stays until the new one is on disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: D102
+        content = io.BytesIO()  # where a disk is full, torch says something else about it
+        torch.save(checkpoint, content)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content.getbuffer())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

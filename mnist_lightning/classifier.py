@@ -64,7 +64,8 @@ class DigitClassifier(L.LightningModule):
             setattr(self, f"{stage}_acc", MulticlassAccuracy(average="micro", **per_class))
         self.test_confusion = MulticlassConfusionMatrix(**per_class)  # rows true, columns predicted
         self.test_counts: Tensor | None = None
-        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []  # loss, logits and labels of training batches
+        self._pending: list[tuple[int, Tensor, Tensor, Tensor]] = []  # index, loss, logits, labels of training batches
+        self._lr = 0.0  # that the epoch started with: at its end the scheduler has already moved on
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -108,7 +109,7 @@ class DigitClassifier(L.LightningModule):
     def _measure_pending(self) -> None:
         """Update the training metrics with the batches since the last time: one by one would slow down training."""
         if self._pending:
-            losses, logits, labels = zip(*self._pending, strict=True)
+            _, losses, logits, labels = zip(*self._pending, strict=True)
             self._pending.clear()
             sizes = torch.tensor([len(batch) for batch in labels], device=self.device)
             self.train_loss.update(torch.stack(losses), weight=sizes)
@@ -121,10 +122,10 @@ class DigitClassifier(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the batch's mean cross-entropy."""
-        loss, logits = self._loss(batch)
-        self._pending.append((loss.detach(), logits.detach(), batch[1]))
-        if len(self._pending) == self.PENDING:
+        if len(self._pending) == self.PENDING:  # before this batch is one of them: its update may yet fail
             self._measure_pending()
+        loss, logits = self._loss(batch)
+        self._pending.append((batch_idx, loss.detach(), logits.detach(), batch[1]))
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -138,14 +139,37 @@ class DigitClassifier(L.LightningModule):
         return logits
 
     def on_train_epoch_start(self) -> None:
-        """Log the learning rate the epoch starts with: at its end the scheduler has already moved on."""
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
+        """Note the learning rate."""
+        self._lr = float(self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's training metrics, unless the epoch was over when the run was resumed."""
+        """Log the epoch's training metrics, and the learning rate it started with."""
         self._measure_pending()
-        if self.train_loss.update_called:
+        if self.train_loss.update_called:  # not where an epoch that was over is resumed without its metrics
             self._log_epoch("train")
+            self.log("lr", self._lr, sync_dist=True)
+
+    def epoch_state(self, batches: int) -> dict[str, Any]:
+        """Return what the training metrics know of the epoch's first batches: with it, it can be gone on with."""
+        metrics = {"train_loss": self.train_loss, "train_acc": self.train_acc}
+        return {
+            "lr": self._lr,
+            "pending": [list(batch) for batch in self._pending if batch[0] < batches],
+            "metrics": {name: (metric._update_count, metric.metric_state) for name, metric in metrics.items()},
+        }
+
+    def load_epoch_state(self, state: dict[str, Any]) -> None:
+        """Go on from what ``epoch_state`` returned."""
+        self._lr = state["lr"]
+        self._pending = [
+            (index, loss.to(self.device), logits.to(self.device), labels.to(self.device))
+            for index, loss, logits, labels in state["pending"]
+        ]
+        for name, (update_count, values) in state["metrics"].items():
+            metric = getattr(self, name)
+            metric._update_count = update_count
+            for value_name, value in values.items():
+                setattr(metric, value_name, value.to(self.device))
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""

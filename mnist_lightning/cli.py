@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from mnist_lightning import runs
+from mnist_lightning import runs, signals
 from mnist_lightning.callbacks import CalmProgressBar, EpochLines, RunRecord, SaveRunConfig
 from mnist_lightning.checkpoints import check_fits, check_made_by, check_names, load_checkpoint
 from mnist_lightning.classifier import DigitClassifier
@@ -29,10 +30,12 @@ from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.describe import describe
 from mnist_lightning.errors import InputError, condense, printable, refusals
 from mnist_lightning.evaluation import report
+from mnist_lightning.files import sweep
 from mnist_lightning.loggers import HistoryLogger, TensorBoardRunLogger
 from mnist_lightning.loop import use_direct_loop
 from mnist_lightning.request import VERBS, read_settings, resolve, runs_root
 from mnist_lightning.restoring import check_resumable, refuse_damage
+from mnist_lightning.resume import LastCheckpoint, make_resumable
 from mnist_lightning.writers import PictureWriter, PredictionWriter, ReportWriter
 
 PROGRAM = "python -m mnist_lightning"
@@ -88,8 +91,8 @@ class DigitCLI(LightningCLI):
         """Build the parser, and say in --help what Lightning's own docstrings leave out or say otherwise."""
         super().setup_parser(*args, **kwargs)
         assert self.parser._subcommands_action is not None
-        # For --help alone: main takes this verb elsewhere.
-        self.parser._subcommands_action.add_subcommand("describe", LightningArgumentParser())
+        for verb in ("describe", "doctor"):  # for --help alone: main takes these verbs elsewhere
+            self.parser._subcommands_action.add_subcommand(verb, LightningArgumentParser())
         for choice in self.parser._subcommands_action._choices_actions:
             choice.help = VERBS[choice.dest]
 
@@ -113,8 +116,9 @@ class DigitCLI(LightningCLI):
         return {verb: skip | hidden for verb, skip in LightningCLI.subcommands().items()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the checkpoint callback and the defaults of the recipe."""
+        """Add the checkpoint callbacks and the defaults of the recipe."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.set_defaults(
             {
                 "model.net": {"class_path": "mnist_lightning.MLP"},
@@ -170,6 +174,7 @@ class DigitCLI(LightningCLI):
         with self._new_folder_discarded_without_results(), refusals():
             trainer = super().instantiate_trainer(**self._trainer_settings(), **kwargs)
         use_direct_loop(trainer)
+        make_resumable(trainer)
         refuse_damage(trainer)
         return trainer
 
@@ -188,15 +193,17 @@ class DigitCLI(LightningCLI):
         if self.subcommand != "fit":
             self.save_config_callback = None
         if config.fast_dev_run or config.enable_checkpointing is False:
-            self._parser(self.subcommand).callback_keys.remove("checkpoint")
+            for key in ("checkpoint", "last_checkpoint"):
+                self._parser(self.subcommand).callback_keys.remove(key)
         if self.subcommand != "validate" and not config.fast_dev_run:
             folder = self.folder = self._run_folder()
             settings["default_root_dir"] = str(folder)
             if self.subcommand == "fit":
                 continues = self.request.run is not None
+                if continues and _is_rank_zero():
+                    sweep(folder)
                 callbacks.append(RunRecord(folder, self._get(self.config, "seed_everything"), continues))
-                if config.enable_checkpointing is not False:
-                    callbacks.append(self._last_checkpoint(str(folder / runs.CHECKPOINTS)))
+                self._place_best_checkpoint(str(folder / runs.CHECKPOINTS))
                 self.save_config_kwargs = {"folder": folder}
                 resumed_step = self.checkpoint["global_step"] if continues else None
                 loggers = [TensorBoardRunLogger(folder, resumed_step), HistoryLogger(folder, resumed_step)]
@@ -220,16 +227,11 @@ class DigitCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         return settings
 
-    def _last_checkpoint(self, folder: str) -> ModelCheckpoint:
-        """Put the best checkpoint's callback into the folder, and return one that saves the last epoch there.
-
-        The best one's ``save_last`` would not do: Lightning 2.6 saves that only when there is a new best.
-        """
+    def _place_best_checkpoint(self, folder: str) -> None:
         best = self._get(self.config_init, "checkpoint")
         if best.dirpath is not None or best.filename != "best":
             raise InputError("--checkpoint.dirpath and filename are fixed: test must find the best checkpoint")
         best.dirpath = folder
-        return ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
 
     def _run_folder(self) -> Path:
         if self.request.run is not None:
@@ -249,9 +251,16 @@ class DigitCLI(LightningCLI):
             raise
 
     def fit(self, **kwargs: Any) -> None:
-        """Train."""
-        with self._new_folder_discarded_without_results():
-            self.trainer.fit(weights_only=True, **kwargs)
+        """Train, and where that is stopped say how to go on."""
+        try:
+            with self._new_folder_discarded_without_results():
+                self.trainer.fit(weights_only=True, **kwargs)
+        except BaseException as error:
+            last = None if self.folder is None else self.folder / runs.CHECKPOINTS / runs.LAST
+            if last is not None and last.exists():
+                step = load_checkpoint(last)["global_step"]
+                error.add_note(f"Saved: {step:,} updates. To go on: {PROGRAM} fit --ckpt_path {self.folder}")
+            raise
 
     def validate(self, **kwargs: Any) -> None:
         """Measure the checkpoint on the validation images."""
@@ -327,6 +336,18 @@ def _say(text: str) -> None:
     print(printable(text), flush=True)
 
 
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{os.fsdecode(error.filename or 'writing failed')}: {error.strerror}"
+    return condense(str(error))
+
+
+def _complain(message: str, error: BaseException) -> None:
+    """Print what went wrong in one line, and what there is to be said of it beside that."""
+    for line in (f"{PROGRAM}: {message}", *getattr(error, "__notes__", ())):
+        print(line, file=sys.stderr)
+
+
 def _quieten() -> None:
     """Keep from the user what neither they nor we can act on."""
     # Lightning 2.6 calls what jsonargparse 5 will remove.
@@ -337,12 +358,20 @@ def _quieten() -> None:
         r"The number of training batches \(\d+\) is smaller than the logging interval",  # all is logged per epoch
         r"Checkpoint directory .* exists and is not empty",  # a run that is continued
         r"Be aware that when using `ckpt_path`, callbacks used to create",  # they only watch training
+        r"The `srun` command is available on your system but is not used",  # it is where SLURM is, wanted or not
         r"The dirpath has changed from",  # the run was moved, or a new one starts from its checkpoint
     ):
         warnings.filterwarnings("ignore", message=f".*{message}")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(f"{name}.utilities.rank_zero").addFilter(_is_news)
     logging.getLogger("lightning.fabric.utilities.seed").addFilter(_is_news)
+    threading.excepthook = _thread_excepthook
+
+
+def _thread_excepthook(args: Any) -> None:
+    """Leave out the traceback of TensorBoard's writer where a disk is full: the main thread gets the same error."""
+    if not (issubclass(args.exc_type, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+        threading.__excepthook__(args)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -356,7 +385,7 @@ def _is_news(record: logging.LogRecord) -> bool:
         "Loaded model weights from",
         "`Trainer.fit` stopped: `max_epochs=",
     )
-    return not record.getMessage().startswith(told_better)
+    return not record.getMessage().split("] ", 1)[-1].startswith(told_better)  # after "[rank: 1] "
 
 
 def _is_users(error: Exception) -> bool:
@@ -371,25 +400,38 @@ def _is_users(error: Exception) -> bool:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    It is 0, or 1 when some picture gave no digit, or 2 when what the user gave cannot be used.
+    It is 0, or 1 when some picture gave no digit or a check failed, or 2 when what the user gave cannot be used, or 128
+    more than the number of a signal that stopped it.
 
     Args:
         args: The arguments; those of the process by default.
     """
+    with signals.heard():
+        return _run(list(sys.argv[1:] if args is None else args))
+
+
+def _run(args: list[str]) -> int:
     _quieten()
-    args = list(sys.argv[1:] if args is None else args)
     try:
         if args[:1] == ["describe"]:  # it trains nothing, so it needs neither a model nor a trainer
             describe(args[1:], prog=f"{PROGRAM} describe", description=VERBS["describe"], **STRICT)
             return 0
+        if args[:1] == ["doctor"]:
+            from mnist_lightning.doctor import doctor  # here, since no other verb needs it
+
+            return doctor(args[1:], prog=f"{PROGRAM} doctor", description=VERBS["doctor"], **STRICT)
         return DigitCLI(args).exit_code
+    except signals.Interrupted as stop:
+        if _is_rank_zero():
+            _complain(f"stopped by {stop}", stop)
+        return stop.code
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain
         return 1
     except Exception as error:
         if os.environ.get(DEBUG_SWITCH) or not _is_users(error):
             raise
-        print(f"{PROGRAM}: error: {condense(str(error))}", file=sys.stderr)
+        _complain(f"error: {_one_line(error)}", error)
         return 2
     finally:
         if torch.distributed.is_initialized():

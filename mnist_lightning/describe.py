@@ -24,16 +24,11 @@ def describe(args: Sequence[str], **parser_kwargs: Any) -> None:
     Raises:
         InputError: If the data or the folder cannot be used.
     """
-    parser = LightningArgumentParser(**parser_kwargs)
-    parser.add_argument(
-        "-c", "--config", action=ActionConfigFile, help="A recipe or a run's config.yaml: its data settings are used."
-    )
-    parser.add_lightning_class_args(DigitDataModule, "data", subclass_mode=True)
-    parser.set_defaults({"data": {"class_path": "mnist_lightning.MNIST"}})
+    parser = data_parser(**parser_kwargs)
     parser.add_argument(
         "--output", type=str, default=None, help="Folder to write to; lightning_logs/describe_<data> by default."
     )
-    config = parser.parse_args(_only_data(args))
+    config = parser.parse_args(only_data(args))
     with refusals():
         data: DigitDataModule = parser.instantiate_classes(config).data
     data.prepare_data()
@@ -63,8 +58,23 @@ def describe(args: Sequence[str], **parser_kwargs: Any) -> None:
     print(f"Written: {folder}/ with description.json, {', '.join(f'{name}.png' for name in drawn)}")
 
 
-def _only_data(args: Sequence[str]) -> list[str]:
-    """Reduce the configuration files among the arguments to their data settings: they also say how to train."""
+def data_parser(**parser_kwargs: Any) -> LightningArgumentParser:
+    """Return a parser of the flags that choose and set up the data; its arguments go through ``only_data`` first."""
+    parser = LightningArgumentParser(**parser_kwargs)
+    parser.add_argument(
+        "-c", "--config", action=ActionConfigFile, help="A recipe or a run's config.yaml: its data settings are used."
+    )
+    parser.add_lightning_class_args(DigitDataModule, "data", subclass_mode=True)
+    parser.set_defaults({"data": {"class_path": "mnist_lightning.MNIST"}})
+    return parser
+
+
+def only_data(args: Sequence[str]) -> list[str]:
+    """Reduce the configuration files among the arguments to their data settings: they also say how to train.
+
+    Raises:
+        InputError: If a file is missing or has no data settings.
+    """
     reduced = []
     rest = iter(args)
     for arg in rest:

@@ -5,10 +5,18 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
+
+PART = ".part"
+
+
+def sweep(folder: Path) -> None:
+    """Remove, from a folder that nobody writes to, what a process that was killed had begun to write."""
+    for path in folder.rglob(f".*{PART}"):
+        path.unlink()
 
 
 @contextmanager
@@ -23,7 +31,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: If it cannot be written; the old file is then untouched.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -33,12 +41,14 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would hide the file from a group that shares the folder
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # a full disk does not say where
+            error.filename = str(path)
         raise
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
+def write_atomic(path: Path, content: bytes | memoryview | str) -> None:
     """Write a file whole, as ``open_atomic`` does.
 
     Args:
@@ -50,6 +60,23 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """
     with open_atomic(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def kept_if_used(folder: Path) -> Iterator[None]:
+    """Make a folder, and leave it and the parents made with it only if there is something in them afterwards.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with suppress(OSError):
+            for parent in missing:
+                parent.rmdir()  # refuses once there is a file
 
 
 def open_regular(path: Path) -> BufferedReader:

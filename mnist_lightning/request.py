@@ -21,6 +21,7 @@ VERBS = {
     "test": "Measure a checkpoint on the test images, and write a report.",
     "predict": "Classify the test images, or your own pictures, and write predictions.csv.",
     "describe": "Print and draw what a data set holds: its digits, its pixels, its splits.",
+    "doctor": "Check a machine or a cluster allocation in seconds, before a long run is trusted to it.",
 }
 
 
@@ -68,7 +69,7 @@ def resolve(args: Sequence[str]) -> Request:
                 f"{run / runs.CONFIG} is damaged: it has no data settings; give --data and a checkpoint file"
             )
         settings = ["--config", json.dumps({"data": data})]
-    if verb == "fit" and checkpoint.name != "last.ckpt":
+    if verb == "fit" and checkpoint.name != runs.LAST:
         run = None  # another branch from an older state: the run it comes from stays as it is
     why = f" (the {ckpt_path} of the newest run)" if ckpt_path in runs.KEYWORDS else ""
     return Request([verb, *settings, *args[1:], "--ckpt_path", str(checkpoint)], root, checkpoint, run, why)

@@ -18,6 +18,7 @@ from mnist_lightning.files import open_regular
 CONFIG = "config.yaml"
 RECORD = "run.json"
 CHECKPOINTS = "checkpoints"
+LAST = "last.ckpt"
 LARGEST_RECORD = 100_000  # bytes
 KEYWORDS = ("best", "last")  # of the newest run
 

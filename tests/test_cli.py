@@ -475,7 +475,7 @@ BAD = {
     ),
     "no verb": (
         [],
-        'expected "subcommand" to be one of {fit,validate,test,predict,describe}, but it was not provided.',
+        'expected "subcommand" to be one of {fit,validate,test,predict,describe, ...}, but it was not provided.',
     ),
 }
 

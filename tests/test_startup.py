@@ -10,7 +10,7 @@ import pytest
 # What takes long to import and only some verbs need.
 SOME_VERBS = {
     *("cv2", "polars", "pyarrow", "pandas", "sklearn", "jinja2", "tensorboard", "torch.utils.tensorboard"),
-    "mnist_lightning.evaluation.figures",
+    *("mnist_lightning.evaluation.figures", "mnist_lightning.doctor", "mnist_lightning.checks"),
 }
 # What Lightning mostly imports itself, by way of torchmetrics, and training may ask for where it has not.
 LIGHTNINGS = {"PIL.Image", "matplotlib", "matplotlib.pyplot", "scipy", "torchvision", "torch._dynamo"}

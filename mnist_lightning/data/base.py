@@ -1,5 +1,6 @@
 """What every data source shares: the split, the loaders, and the scaling on the device."""
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mnist_lightning.errors import InputError
 
@@ -62,15 +63,59 @@ class GatheredLoader(DataLoader[Batch]):
     ROWS = 2048  # gathered at once, unless a batch is larger
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        return self._batches()
+
+    def _batches(self, start: int = 0) -> Iterator[Batch]:
         assert isinstance(self.dataset, GatheredDataset)
         assert self.batch_sampler is not None
-        batches = (batch for batch in self.batch_sampler)  # Lightning's sampler would start anew at each islice
+        batches = islice(self.batch_sampler, start, None)  # Lightning's sampler would start anew at each islice
         at_once = 1  # until the size of a batch is known: prediction's loader does not tell
         while chunk := list(islice(batches, at_once)):
             sizes = [len(batch) for batch in chunk]
             columns = self.dataset.__getitems__(list(chain.from_iterable(chunk)))
             yield from zip(*(torch.split(column, sizes) for column in columns), strict=True)
             at_once = max(1, self.ROWS // sizes[0])
+
+
+class ResumableLoader(GatheredLoader):
+    """GatheredLoader for training, whose order and place in the epoch are part of a checkpoint.
+
+    The order follows from the sampler's seed and the epoch alone, and processes take turns in it. So an epoch can be
+    gone on with in the middle, also by another number of processes or in batches of another size.
+    """
+
+    batches_taken = 0  # of this epoch
+    _start = 0  # batches to leave out of the epoch that is begun next
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self.batches_taken, self._start = self._start, 0
+        return self._counted(self.batches_taken)
+
+    def _counted(self, start: int) -> Iterator[Batch]:
+        for batch in self._batches(start):
+            self.batches_taken += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the seed of the order, and how many images of the epoch all processes have taken together."""
+        return {"seed": getattr(self.sampler, "seed", 0), "images": self.batches_taken * self._images_at_once}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on in the same order, at the same image, with the next epoch that is begun.
+
+        Raises:
+            InputError: If this is no state of such a loader.
+        """
+        found = [state_dict.get(name) for name in ("seed", "images")] if isinstance(state_dict, dict) else [state_dict]
+        if not all(type(value) is int and 0 <= value < 2**63 for value in found):
+            raise InputError(f"the checkpoint's place in the data is damaged: {state_dict!r:.50}; go on from another")
+        if isinstance(self.sampler, DistributedSampler):
+            self.sampler.seed = state_dict["seed"]
+        self._start = self.batches_taken = math.ceil(state_dict["images"] / self._images_at_once)
+
+    @property
+    def _images_at_once(self) -> int:
+        return (self.batch_size or 1) * getattr(self.sampler, "num_replicas", 1)
 
 
 class DigitDataModule(L.LightningDataModule):
@@ -137,6 +182,14 @@ class DigitDataModule(L.LightningDataModule):
         if tests and not self.has_test_labels:
             raise InputError(f"{type(self).__name__} has no labelled test set to measure on: use validate or predict")
 
+    def verify(self) -> str:
+        """Check what ``prepare_data`` would fetch, but fetch nothing; return which data these are and what was checked.
+
+        Raises:
+            InputError: If something is missing or corrupt; it says how to get it.
+        """
+        return type(self).__name__
+
     def setup(self, stage: str | None = None) -> None:
         """Read what the stage needs, once. ``fit`` and ``validate`` never read the test split."""
         if stage in ("fit", "validate", None) and self.train_set is None:
@@ -168,9 +221,19 @@ class DigitDataModule(L.LightningDataModule):
         return image_tensor, torch.from_numpy(labels).long()
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return shuffled training batches; the last one may be smaller."""
+        """Return shuffled training batches; the last one may be smaller.
+
+        Several processes get as many batches each, for which a few images may come twice in an epoch.
+        """
         assert self.train_set is not None, "call setup first"
-        return GatheredLoader(self.train_set, batch_size=self.batch_size, shuffle=True)
+        world_size, rank, seed = 1, 0, torch.initial_seed()
+        if self.trainer is not None:
+            world_size, rank = self.trainer.world_size, self.trainer.global_rank
+            seed = self.trainer.strategy.broadcast(seed)  # without a seed of the run every process has its own
+        sampler: DistributedSampler[Batch] = DistributedSampler(
+            self.train_set, num_replicas=world_size, rank=rank, seed=seed % 2**62
+        )
+        return ResumableLoader(self.train_set, batch_size=self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the validation images in a fixed order."""
@@ -189,6 +252,10 @@ class DigitDataModule(L.LightningDataModule):
         assert dataset is not None, "call setup first"
         sampler = None
         if self.trainer is not None and self.trainer.world_size > 1:
+            if len(dataset) < self.trainer.world_size:
+                raise InputError(
+                    f"{len(dataset)} images are too few for {self.trainer.world_size} processes: use fewer"
+                )
             # Lightning's own choice repeats images until every process has as many, which counts them twice.
             sampler = UnrepeatedDistributedSampler(
                 dataset, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False

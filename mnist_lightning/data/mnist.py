@@ -3,7 +3,7 @@
 import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,7 +16,7 @@ from mnist_lightning.data.base import DEFAULT_DATA_DIR, DigitDataModule, Split
 from mnist_lightning.data.download import check_mirrors, download
 from mnist_lightning.data.idx import check_idx, read_idx
 from mnist_lightning.errors import InputError
-from mnist_lightning.files import open_regular, write_atomic
+from mnist_lightning.files import kept_if_used, open_regular, write_atomic
 
 
 class IDXFile(NamedTuple):
@@ -115,6 +115,22 @@ class MNIST(DigitDataModule):
                 if problem:
                     self._download(file, problem)
 
+    def verify(self) -> str:
+        """Check that the four files are there and whole, but fetch nothing; return where they are and what was checked.
+
+        Raises:
+            InputError: If one is missing or corrupt; it says how to get it.
+        """
+        every = [file for files in self.files.values() for file in files]
+        for file in every:
+            if problem := self._problem(file):
+                raise InputError(
+                    f"{problem}; put {self.source}'s files into {self.folder}, or download them where there is a "
+                    f"network: python -m mnist_lightning describe --data {self.source} --data.data_dir {self.data_dir}"
+                )
+        how = "SHA-256 as published" if all(file.sha256 for file in every) else "header and size as published"
+        return f"{self.source} in {self.folder}: four files, {how}"
+
     def _problem(self, file: IDXFile) -> str | None:
         """Return what is wrong with a file, or None. Its whole content is read, but not kept."""
         path = self.folder / file.name
@@ -210,10 +226,8 @@ class FashionMNIST(MNIST):
 def _locked(folder: Path) -> Iterator[None]:
     """Make a folder and hold it against other processes that prepare the same data; leave nothing if it stays empty."""
     lock = folder / ".lock"
-    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
+        with kept_if_used(folder), FileLock(lock):
             try:
                 yield
             finally:
@@ -221,7 +235,3 @@ def _locked(folder: Path) -> Iterator[None]:
                 lock.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}; choose another data_dir") from error
-    finally:
-        with suppress(OSError):
-            for parent in missing:
-                parent.rmdir()  # refuses once there is a file

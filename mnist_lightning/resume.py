@@ -1,0 +1,218 @@
+"""Nothing of a run is lost: ``last.ckpt``, all that an exact resume needs, and how a signal stops training."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+from mnist_lightning import runs, signals
+from mnist_lightning.checkpoints import AtomicCheckpointIO
+from mnist_lightning.classifier import DigitClassifier
+from mnist_lightning.data.base import ResumableLoader
+from mnist_lightning.errors import InputError
+
+STATE = "mnist_lightning"  # the key of a checkpoint under which every process's state is
+
+
+def make_resumable(trainer: L.Trainer) -> None:
+    """Let a trainer write checkpoints atomically, and leave signals to ``LastCheckpoint``.
+
+    Lightning's own handlers talk to other processes, or save, in the middle of whatever is being done; and it ends
+    with 0 on SIGTERM.
+    """
+    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps ``last.ckpt``: saved after each epoch, and wherever SIGINT, SIGTERM, SIGUSR1 or an error stop training.
+
+    Every checkpoint of the trainer gets what an exact resume needs beside Lightning's own: each process's random
+    state and the training metrics so far. (The order of the data is in ``ResumableLoader``.)
+
+    Args:
+        every_n_train_steps: After how many updates to save it as well; a kill loses no more than these.
+
+    Raises:
+        InputError: If that is below 1.
+    """
+
+    def __init__(self, every_n_train_steps: int | None = None) -> None:
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise InputError(f"every_n_train_steps must be at least 1, got {every_n_train_steps}")
+        self.every_n_train_steps = every_n_train_steps
+        self._is_due = False
+        self._random = torch.get_rng_state()  # torch's, when the last update was done
+        self._state: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take up the state of the checkpoint that is resumed from, and wait for the end of an update from now on."""
+        if self._state is not None:
+            with _damage_told():
+                self._restore(trainer, pl_module, self._state)
+        self._random = torch.get_rng_state()
+        signals.defer()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is due; stop if any process was told to."""
+        self._random = torch.get_rng_state()  # 1 µs
+        if self.every_n_train_steps is not None and trainer.global_step % self.every_n_train_steps == 0:
+            self._is_due = True
+        stop = signals.received()
+        if trainer.world_size > 1:  # all of them have to stop after the same update
+            told = torch.tensor(stop, device=pl_module.device)
+            stop = int(trainer.strategy.reduce(told, reduce_op="max"))
+        if (self._is_due or stop) and _can_resume_here(trainer):
+            self._save(trainer)
+            if stop:
+                raise signals.Interrupted(stop, 0 if _is_watched(trainer) else None)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save."""
+        self._save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Obey signals at once again. One that came too late to stop anything is forgotten."""
+        signals.defer(False)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Save after an error in an update, as if that had not begun, unless other processes would have to take part.
+
+        After an error anywhere else the last checkpoint stands.
+        """
+        if (
+            isinstance(exception, Exception)
+            and trainer.training
+            and trainer.world_size == 1
+            and _can_resume_here(trainer)
+        ):
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        self._is_due = False
+        path = Path(trainer.default_root_dir) / runs.CHECKPOINTS / runs.LAST
+        trainer.save_checkpoint(path, weights_only=False)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add every process's state, and leave out an update that did not come to its end."""
+        state: dict[str, Any] = {"random": _random_state(pl_module.device)}
+        epochs: Any = trainer.fit_loop.epoch_progress.current
+        if isinstance(pl_module, DigitClassifier) and epochs.processed == epochs.completed:  # it is not over yet
+            batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+            state["epoch"] = pl_module.epoch_state(batches.processed)
+        ranks = [state] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(ranks, state)
+        checkpoint[STATE] = {"ranks": ranks}
+        if _forget_unfinished_update(checkpoint["loops"]["fit_loop"]):
+            state["random"]["torch"] = self._random
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the state until training starts: making and checking the model draws random numbers."""
+        self._state = checkpoint.get(STATE)
+
+    def _restore(self, trainer: L.Trainer, pl_module: L.LightningModule, state: dict[str, Any]) -> None:
+        _go_on_at_the_same_image(trainer)
+        ranks = state["ranks"]
+        if len(ranks) != trainer.world_size:
+            if trainer.is_global_zero:
+                print(
+                    f"The checkpoint is of {len(ranks)} processes, and here are {trainer.world_size}: from here on "
+                    "random numbers differ from theirs, and this epoch's training metrics cover the rest of it."
+                )
+            return
+        own = ranks[trainer.global_rank]
+        _set_random_state(own["random"], pl_module.device)
+        if isinstance(pl_module, DigitClassifier) and "epoch" in own:
+            pl_module.load_epoch_state(own["epoch"])
+
+
+def _can_resume_here(trainer: L.Trainer) -> bool:
+    """Return whether Lightning goes on exactly from here: inside an epoch, where nothing is due before an update.
+
+    Resumed where a validation is due, it would leave that out.
+    """
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    done, interval = progress.current.processed, trainer.val_check_batch
+    since = progress.total.processed if trainer.check_val_every_n_epoch is None else done
+    return (
+        0 < done < trainer.num_training_batches
+        and done % trainer.accumulate_grad_batches == 0
+        and (interval in (None, float("inf")) or since % interval != 0)
+    )
+
+
+def _is_watched(trainer: L.Trainer) -> bool:
+    """Return whether Lightning started this process beside the first, which it kills when this one's code is not 0."""
+    launcher = trainer.strategy.launcher
+    return (
+        isinstance(launcher, _SubprocessScriptLauncher)
+        and not launcher.cluster_environment.creates_processes_externally
+        and trainer.local_rank != 0
+    )
+
+
+def _forget_unfinished_update(fit_loop: dict[str, Any]) -> bool:
+    """Set the counters of a fit loop's state back to the last update that came to its end; return whether they were."""
+    progress = fit_loop["epoch_loop.batch_progress"]
+    begun, done = progress["current"]["ready"], progress["current"]["processed"]
+    if begun == done:
+        return False
+    optimizer = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    for counted in (progress, optimizer["step"], optimizer["zero_grad"]):
+        for counters in (counted["total"], counted["current"]):
+            counters.update(dict.fromkeys(counters, counters["completed"]))
+    progress["is_last_batch"] = False
+    for loader in fit_loop["state_dict"].get("combined_loader", []):
+        loader["images"] = loader["images"] // begun * done
+    return True
+
+
+def _go_on_at_the_same_image(trainer: L.Trainer) -> None:
+    """Count the batches of this epoch anew: another number of processes, or batch size, makes others of them."""
+    loader = trainer.train_dataloader
+    if isinstance(loader, ResumableLoader):
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        more = loader.batches_taken - progress.ready
+        for name in ("ready", "started", "processed", "completed"):
+            setattr(progress, name, getattr(progress, name) + more)
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    version, numbers, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  a module's augmentation may draw from it
+    # Tensors and plain values, as weights-only loading has them.
+    return {
+        "python": (version, torch.tensor(numbers), gauss),
+        "numpy": (kind, torch.tensor(np.asarray(keys, np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers.tolist()), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy(), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+@contextmanager
+def _damage_told() -> Iterator[None]:
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(f"the checkpoint's state of the run is damaged: {error}; go on from another") from error
