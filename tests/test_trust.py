@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import pickle
 import shutil
 import socket
 import sys
@@ -270,14 +271,22 @@ def test_a_checkpoint_takes_no_more_memory_than_it_is_large() -> None:
         load_checkpoint(bomb)
 
 
-def test_aliases_do_not_make_a_checkpoint_of_any_size(checkpoint: dict[str, Any]) -> None:
-    laughs: list[Any] = ["ha"]
+@pytest.mark.parametrize("laughs", [["ha"], []])
+def test_aliases_do_not_make_a_checkpoint_of_any_size(checkpoint: dict[str, Any], laughs: list[Any]) -> None:
     for _ in range(40):
         laughs = [laughs] * 9
     checkpoint["hyper_parameters"]["net"] = laughs
     torch.save(checkpoint, "bad.ckpt")
     with pytest.raises(InputError, match="its hyper_parameters hold more than names and numbers"):
         DigitClassifier.load_from_checkpoint("bad.ckpt")
+
+
+def test_a_second_pickle_is_not_overlooked_for_its_capitals() -> None:
+    torch.save({"state_dict": {}}, "bad.ckpt")
+    with zipfile.ZipFile("bad.ckpt", "a") as archive:
+        archive.writestr("bad/DATA.PKL", pickle.dumps(Large(), protocol=2))
+    with pytest.raises(InputError, match=r"bad\.ckpt is no checkpoint, or is damaged"):
+        load_checkpoint(Path("bad.ckpt"))
 
 
 READERS: dict[str, Callable[[Path], object]] = {
