@@ -1,7 +1,6 @@
 """A checkpoint is restored whole or refused in one line: what it holds beside the weights is not trusted either."""
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -83,15 +82,19 @@ def _check_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
 
 
 def _check_files(state: dict[str, Any]) -> None:
-    """Check that a ModelCheckpoint's files are in its folder: it will delete them when there are better ones."""
+    """Check the files of a ModelCheckpoint, which deletes them when there are better ones.
+
+    It deletes none outside its folder, but by ".." one would seem to be inside, and what fsspec takes for an address,
+    which "::" and "://" make of a path, would not seem to be a file.
+    """
     scores = state.get("best_k_models", {})
     if not all(isinstance(score, Tensor) and score.numel() == 1 for score in scores.values()):
         raise ValueError("best_k_models must be numbers")
     folder = os.path.join(state["dirpath"] or "", "")
     for path in (state["best_model_path"], state["kth_best_model_path"], state["last_model_path"], *scores):
-        # "::" and "://" would have fsspec look elsewhere, whatever comes before.
-        if path and not (path.startswith(folder) and not re.search(r"::|://|\.\.", path[len(folder) :])):
-            raise ValueError(f"{path!r} is not in {folder!r}")
+        rest = path.removeprefix(folder)
+        if ".." in Path(rest).parts or "::" in rest or "://" in rest:
+            raise ValueError(f"{path!r} is no checkpoint's path")
 
 
 def _check_training(trainer: Trainer, checkpoint: dict[str, Any]) -> None:

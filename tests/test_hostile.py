@@ -324,6 +324,8 @@ YAMLS = [
     b"data: !!timestamp x\nmodel: !!float ''\ntrainer: !!int ''\ncheckpoint: !!bool x\n",
     b"data: !!binary x\nmodel: !!set {a}\n? [a]\n: 1\n<<: {data: 1}\n",
     b"--- 1\n--- 2\n",
+    b"data: !!set {a}\n",
+    b"data: {since: !!timestamp 2026-01-01}\n",
     b'data: "\\ud800\\0"\nckpt_path: "\\0"\ntrainer: {default_root_dir: "\\udc80\\n"}\n',
     json.dumps({"data": {"class_path": "UCIDigits"}}).encode(),
 ]

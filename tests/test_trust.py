@@ -224,22 +224,26 @@ def test_a_damaged_state_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "path", ["{}/../keep.ckpt", "keep.ckpt", "local://{}/../keep.ckpt", "{}/x::local:///keep.ckpt"]
+    ("path", "code"),
+    [("{}/../keep.ckpt", 2), ("local://{}/../keep.ckpt", 2), ("{}/x::local://keep.ckpt", 2), ("keep.ckpt", 0)],
 )
 def test_a_checkpoint_has_no_other_file_deleted(
-    checkpoint: dict[str, Any], path: str, capsys: pytest.CaptureFixture[str]
+    checkpoint: dict[str, Any], path: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The best checkpoint of before is deleted once there is a better one: which file that is, the state says."""
     folder = os.path.realpath("lightning_logs/version_0/checkpoints")  # where the new run will be
     for state in checkpoint["callbacks"].values():
+        if "best_model_path" in state:
+            state |= {"dirpath": folder} | dict.fromkeys(
+                ("best_model_path", "kth_best_model_path"), path.format(folder)
+            )
         if state.get("monitor"):
-            state["dirpath"] = folder
-            state["kth_best_model_path"] = path.format(folder)
             state["best_k_models"] = {path.format(folder): torch.tensor(-1.0)}
     torch.save(checkpoint, "bad.ckpt")
-    Path("keep.ckpt").write_text("")
-    args = ["fit", *DATA, "--trainer.max_epochs", "2", "--ckpt_path", "bad.ckpt"]
-    assert "bad.ckpt cannot be restored (ValueError: " in refusal(args, capsys)
+    Path("keep.ckpt").write_text("kept")
+    assert main(["fit", *DATA, "--trainer.max_epochs", "2", "--ckpt_path", "bad.ckpt"]) == code
+    assert ("bad.ckpt cannot be restored (ValueError: " in capsys.readouterr().err) == (code == 2)
+    assert Path("keep.ckpt").read_text() == "kept"
 
 
 def packed(path: Path, size: int) -> None:
