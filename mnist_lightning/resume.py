@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
 from mnist_lightning import runs, signals
 from mnist_lightning.checkpoints import AtomicCheckpointIO
@@ -58,6 +59,8 @@ class LastCheckpoint(Checkpoint):
         if self._state is not None:
             with _damage_told():
                 self._restore(trainer, pl_module, self._state)
+            # Lightning has seen where to go on, and counts a validation that is begun again twice.
+            trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset_on_restart()
         self._random = torch.get_rng_state()
         signals.defer()
 
@@ -86,17 +89,18 @@ class LastCheckpoint(Checkpoint):
         signals.defer(False)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Save after an error in an update, as if that had not begun, unless other processes would have to take part.
+        """Save after an error in an update or a validation, as if that had not begun.
 
-        After an error anywhere else the last checkpoint stands.
+        After an error elsewhere, or in one of several processes, which cannot save alone, the last checkpoint stands.
         """
+        in_validation = trainer.validating and trainer.state.fn == TrainerFn.FITTING
         if (
             isinstance(exception, Exception)
-            and trainer.training
             and trainer.world_size == 1
-            and _can_resume_here(trainer)
+            and (in_validation or (trainer.training and _can_resume_here(trainer)))
         ):
-            self._save(trainer)
+            with suppress(OSError):  # a full disk may be what stopped the run
+                self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
         self._is_due = False
@@ -114,8 +118,11 @@ class LastCheckpoint(Checkpoint):
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(ranks, state)
         checkpoint[STATE] = {"ranks": ranks}
-        if _forget_unfinished_update(checkpoint["loops"]["fit_loop"]):
+        loops = checkpoint["loops"]["fit_loop"]
+        if _forget_unfinished_update(loops):
             state["random"]["torch"] = self._random
+        if trainer.state.status == TrainerStatus.INTERRUPTED and trainer.validating:
+            _begin_validation_again(loops["epoch_loop.val_loop.batch_progress"])
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the state until training starts: making and checking the model draws random numbers."""
@@ -176,6 +183,14 @@ def _forget_unfinished_update(fit_loop: dict[str, Any]) -> bool:
     for loader in fit_loop["state_dict"].get("combined_loader", []):
         loader["images"] = loader["images"] // begun * done
     return True
+
+
+def _begin_validation_again(progress: dict[str, Any]) -> None:
+    """Set the counters of a validation to those of its first batch: Lightning goes on with it there."""
+    before = progress["total"]["completed"] - progress["current"]["completed"]
+    for counters, done in ((progress["total"], before), (progress["current"], 0)):
+        counters.update(ready=done + 1, started=done + 1, processed=done, completed=done)
+    progress["is_last_batch"] = False
 
 
 def _go_on_at_the_same_image(trainer: L.Trainer) -> None:

@@ -177,6 +177,31 @@ def test_an_error_in_an_update_loses_that_update_only(
     assert (run / "metrics.csv").read_bytes() == (run_of(reference) / "metrics.csv").read_bytes()
 
 
+@pytest.mark.parametrize(("case", "epoch"), [("default", 0), ("default", 2), ("validation within an epoch", 1)])
+def test_an_error_in_a_validation_loses_that_validation_only(
+    undisturbed: Callable[[str], Path], case: str, epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = (*CASES[case], "--data.eval_batch_size", "100")  # three batches, of which the second fails
+
+    def fail(self: DigitClassifier, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1 and self.trainer.current_epoch == epoch and not self.trainer.sanity_checking:
+            boom()
+        validation_step(self, batch, batch_idx)
+
+    assert fit(tmp_path / "undisturbed", *flags) == 0
+    validation_step = DigitClassifier.validation_step
+    with monkeypatch.context() as patch:
+        patch.setattr(DigitClassifier, "validation_step", fail)
+        with pytest.raises(RuntimeError, match="boom"):
+            fit(tmp_path / "stopped", *flags)
+    saved = UPDATES * (epoch + 1) if case == "default" else UPDATES * epoch + 10
+    assert last(tmp_path / "stopped")["global_step"] == saved
+    assert fit(tmp_path / "stopped", "--ckpt_path", "last") == 0
+    assert differences(last(tmp_path / "undisturbed"), last(tmp_path / "stopped")) == []
+    one, other = (run_of(tmp_path / name) / "metrics.csv" for name in ("undisturbed", "stopped"))
+    assert one.read_bytes() == other.read_bytes()
+
+
 def test_a_full_disk_leaves_the_last_good_checkpoints_and_the_run_goes_on_once_there_is_room(
     undisturbed: Callable[[str], Path],
     tmp_path: Path,
