@@ -22,12 +22,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mnist_lightning import MLP, DigitClassifier, cli, describe
+from mnist_lightning import MLP, DigitClassifier, cli
 from mnist_lightning.checkpoints import check_fits, check_made_by, check_names, load_checkpoint
 from mnist_lightning.data import kaggle
 from mnist_lightning.data.idx import read_idx
 from mnist_lightning.data.pictures import read_picture
 from mnist_lightning.data.preparation import find_digits
+from mnist_lightning.describe import data_parser, only_data
 from mnist_lightning.errors import InputError, condense
 from mnist_lightning.evaluation.page import RUN, _written
 from mnist_lightning.loggers import read_history
@@ -351,6 +352,7 @@ def parsers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[[str
     built: list[cli.DigitCLI] = []
     with pytest.raises(Built):
         Parsing(["fit"])
+    describing = data_parser(**cli.STRICT)
     run = tmp_path_factory.mktemp("version_0")
     (run / "checkpoints").mkdir()
     (run / "checkpoints/best.ckpt").write_text("")
@@ -362,7 +364,7 @@ def parsers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[[str
     return {
         "fit": parse(built[0]),
         "test": continued,
-        "describe": lambda path: describe._only_data(["--config", path]),
+        "describe": lambda path: describing.parse_args(only_data(["--config", path])),
     }
 
 
