@@ -86,7 +86,8 @@ def _check_archive(path: Path, file: BinaryIO) -> None:
         size = sum(max(member.file_size, member.compress_size) for member in members)
         if any(member.compress_type for member in members) or size > os.fstat(file.fileno()).st_size:
             raise InputError(f"{path} was not loaded: it is packed, and could unpack to any size")
-        (pickled,) = (member for member in members if member.filename.endswith("/data.pkl"))
+        # One only: torch takes no notice of capitals.
+        (pickled,) = (member for member in members if member.filename.lower().endswith("/data.pkl"))
         if pickled.file_size > LARGEST_PICKLE:
             raise InputError(f"{path} was not loaded: it holds {pickled.file_size:,} bytes beside the weights")
         for opcode, argument, _ in pickletools.genops(archive.read(pickled)):
@@ -125,10 +126,11 @@ def check_names(path: Path, checkpoint: dict[str, Any], *given: Any) -> None:
     Raises:
         InputError: If anything else is named; the first such is told.
     """
-    known = {INSTANTIATOR} | {text for settings in given for text in _leaves(settings) if isinstance(text, str)}
+    known = {INSTANTIATOR} | {text for settings in given for text in _nodes(settings) if isinstance(text, str)}
     for key in HYPERPARAMETERS:
-        for count, value in enumerate(_leaves(checkpoint.get(key, {}))):
-            if not isinstance(value, (str, bool, int, float, NoneType)) or count > MOST_HYPERPARAMETERS:
+        for count, value in enumerate(_nodes(checkpoint.get(key, {}))):
+            plain = (str, bool, int, float, NoneType, dict, list, tuple)
+            if not isinstance(value, plain) or count > MOST_HYPERPARAMETERS:
                 raise InputError(f"{path} was not loaded: its {key} hold more than names and numbers")
             if isinstance(value, str) and not (WORD.fullmatch(value) or value in known or _is_trusted(value)):
                 raise InputError(
@@ -137,17 +139,16 @@ def check_names(path: Path, checkpoint: dict[str, Any], *given: Any) -> None:
                 )
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    """Walk through nested settings, keys among them."""
+def _nodes(value: Any) -> Iterator[Any]:
+    """Walk through nested settings, each alias as often as it occurs: there is no end to that in a hostile one."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
+        yield value
         if isinstance(value, dict):
             waiting += [part for key in reversed(value) for part in (value[key], _lower(key))]
         elif isinstance(value, (list, tuple)):
             waiting += reversed(value)
-        else:
-            yield value
 
 
 def _lower(key: Any) -> Any:

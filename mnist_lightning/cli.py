@@ -28,7 +28,7 @@ from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import kaggle, mnist, uci  # noqa: F401  --data finds them by name once they are imported
 from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.describe import describe
-from mnist_lightning.errors import InputError, condense, refusals
+from mnist_lightning.errors import InputError, condense, printable, refusals
 from mnist_lightning.evaluation import report
 from mnist_lightning.files import sweep
 from mnist_lightning.loggers import HistoryLogger, TensorBoardRunLogger
@@ -147,6 +147,8 @@ class DigitCLI(LightningCLI):
         if self.request.checkpoint is not None:
             own = {} if self.request.run is None else read_settings(self.request.run / runs.CONFIG)
             check_names(self.request.checkpoint, self.checkpoint, self.config[verb].model.as_dict(), own.get("model"))
+            # Lightning would download a file whose path begins with "http".
+            self.config[verb].ckpt_path = os.path.join(os.curdir, self.request.checkpoint)
         seed = self.config[verb].seed_everything
         if not isinstance(seed, bool) and not 0 <= seed < 2**32:
             raise InputError(f"--seed_everything must be in [0, 2**32), got {seed}")
@@ -331,7 +333,7 @@ def _is_rank_zero() -> bool:
 
 @rank_zero_only
 def _say(text: str) -> None:
-    print(text, flush=True)
+    print(printable(text), flush=True)
 
 
 def _one_line(error: Exception) -> str:

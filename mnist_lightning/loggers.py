@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 import warnings
 from argparse import Namespace
@@ -122,7 +123,7 @@ def read_history(path: Path) -> list[dict[str, str]]:
     Raises:
         InputError: If the file is damaged.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         return []
     try:
         with io.TextIOWrapper(open_regular(path), encoding="utf-8", errors="replace", newline="") as text:

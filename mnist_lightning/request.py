@@ -13,7 +13,7 @@ from mnist_lightning import runs
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import open_regular
 
-LARGEST_CONFIG = 100_000  # bytes, and nodes once its aliases are expanded; a run's own has 5,000 bytes
+LARGEST_CONFIG = 100_000  # bytes, also once its aliases are expanded; a run's own has 5,000
 DEEPEST = 50
 VERBS = {
     "fit": "Train, and keep the checkpoint with the best validation accuracy.",
@@ -103,6 +103,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         if _expanded(node, DEEPEST, {}) > LARGEST_CONFIG:
             raise ValueError("too large once its aliases are expanded")
         config = loader.construct_document(node)
+        json.dumps(config)  # refuses sets, bytes and dates, which no setting is
     except RecursionError as error:
         raise InputError(f"{path} is no configuration: nested too deeply") from error
     except Exception as error:  # PyYAML raises whatever it likes, and so would the parser
@@ -122,14 +123,16 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def _expanded(node: yaml.Node, depth: int, known: dict[int, int]) -> int:
-    """Return how many nodes there are in a document, each alias counted as what it stands for."""
+    """Return about how many characters a document has, each alias counted as what it stands for."""
     if depth == 0:  # also where a node is an alias of itself
         raise RecursionError
     if id(node) not in known:
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        children = [child for pair in pairs for child in pair] if pairs else node.value
-        nested = children if isinstance(node, yaml.CollectionNode) else []
-        known[id(node)] = 1 + sum(_expanded(child, depth - 1, known) for child in nested)
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        else:
+            parts = node.value if isinstance(node, yaml.SequenceNode) else []
+        own = len(node.value) if isinstance(node, yaml.ScalarNode) else 0
+        known[id(node)] = 1 + own + sum(_expanded(part, depth - 1, known) for part in parts)
     return known[id(node)]
 
 

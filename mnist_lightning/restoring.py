@@ -1,23 +1,25 @@
 """A checkpoint is restored whole or refused in one line: what it holds beside the weights is not trusted either."""
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.optim import LBFGS, Optimizer
 
+from mnist_lightning.callbacks import RunRecord
 from mnist_lightning.errors import InputError
 
-OURS = ("lightning.", "mnist_lightning.", "torch.")  # modules whose states are known: a number stays a number
+KNOWN = (RunRecord, ModelCheckpoint, EarlyStopping)  # in their states a number stays a number
 LARGEST_COUNT = 2**53
 
 
@@ -47,9 +49,8 @@ def refuse_damage(trainer: Trainer) -> None:
             raise
         except Exception as error:  # damaged states may raise whatever they like
             reason = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
-            raise InputError(
-                f"{connector._ckpt_path} cannot be restored ({reason}); give a checkpoint that fit wrote"
-            ) from error
+            path = os.path.normpath(connector._ckpt_path or "")
+            raise InputError(f"{path} cannot be restored ({reason}); give a checkpoint that fit wrote") from error
 
     def guard(name: str, before: Callable[..., None] | None = None, after: Callable[..., None] | None = None) -> None:
         restore = getattr(connector, name)
@@ -74,22 +75,26 @@ def _check_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     states = checkpoint.get("callbacks", {})
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         state = states.get(callback.state_key)
-        if state and type(callback).__module__.startswith(OURS):
+        if state and isinstance(callback, KNOWN):
             _check_alike(callback.state_key, state, callback.state_dict())
             if isinstance(callback, ModelCheckpoint):
                 _check_files(state)
 
 
 def _check_files(state: dict[str, Any]) -> None:
-    """Check that a ModelCheckpoint's files are in its folder: it will delete them when there are better ones."""
+    """Check the files of a ModelCheckpoint, which deletes them when there are better ones.
+
+    It deletes none outside its folder, but by ".." one would seem to be inside, and what fsspec takes for an address,
+    which "::" and "://" make of a path, would not seem to be a file.
+    """
     scores = state.get("best_k_models", {})
     if not all(isinstance(score, Tensor) and score.numel() == 1 for score in scores.values()):
         raise ValueError("best_k_models must be numbers")
     folder = os.path.join(state["dirpath"] or "", "")
     for path in (state["best_model_path"], state["kth_best_model_path"], state["last_model_path"], *scores):
-        # "::" and "://" would have fsspec look elsewhere, whatever comes before.
-        if path and not (path.startswith(folder) and not re.search(r"::|://|\.\.", path[len(folder) :])):
-            raise ValueError(f"{path!r} is not in {folder!r}")
+        rest = path.removeprefix(folder)
+        if ".." in Path(rest).parts or "::" in rest or "://" in rest:
+            raise ValueError(f"{path!r} is no checkpoint's path")
 
 
 def _check_training(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
@@ -107,8 +112,9 @@ def _check_training(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     if trainer.state.fn == TrainerFn.FITTING:
         for optimizer, state in zip(trainer.optimizers, checkpoint["optimizer_states"], strict=True):
             _check_alike("optimizer", state["param_groups"], optimizer.state_dict()["param_groups"])
-        for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=True):
-            if type(config.scheduler).__module__.startswith(OURS):
+        # StochasticWeightAveraging saves one more.
+        for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=False):
+            if type(config.scheduler).__module__.startswith(("torch.", "lightning.")):
                 _check_alike("lr_scheduler", state, config.scheduler.state_dict())
 
 
@@ -146,8 +152,23 @@ def _try_optimizers(trainer: Trainer) -> None:
     if trainer.state.fn != TrainerFn.FITTING or not isinstance(trainer.strategy, SingleDeviceStrategy):
         return
     for optimizer in trainer.optimizers:
+        _check_fused(optimizer)
+        if not type(optimizer).__module__.startswith("torch.optim.") or isinstance(optimizer, LBFGS):
+            continue  # has attributes of its own, which a copy lacks
         trial = deepcopy(optimizer)
         for group in trial.param_groups:
             for parameter in group["params"]:
                 parameter.grad = parameter.detach().clone().zero_()
         trial.step(lambda: 0.0)
+
+
+def _check_fused(optimizer: Optimizer) -> None:
+    """Check the state of a fused optimizer's parameters: it would read and write past the end of what is too small."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("fused") else ():
+            for name, value in optimizer.state.get(parameter, {}).items():
+                like = value if name == "step" else parameter
+                if not isinstance(value, Tensor) or (value.shape, value.stride()) != (like.shape, like.stride()):
+                    raise ValueError(f"{name} of a parameter {tuple(parameter.shape)} must be as large")
+                if name == "step" and (value.dim() or value.dtype != torch.float32):
+                    raise ValueError("step must be one float32 number")

@@ -53,6 +53,7 @@ class LastCheckpoint(Checkpoint):
         self._is_due = False
         self._random = torch.get_rng_state()  # torch's, when the last update was done
         self._state: dict[str, Any] | None = None
+        self._began = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take up the state of the checkpoint that is resumed from, and wait for the end of an update from now on."""
@@ -62,6 +63,7 @@ class LastCheckpoint(Checkpoint):
             # Lightning has seen where to go on, and counts a validation that is begun again twice.
             trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset_on_restart()
         self._random = torch.get_rng_state()
+        self._began = True
         signals.defer()
 
     def on_train_batch_end(
@@ -96,6 +98,7 @@ class LastCheckpoint(Checkpoint):
         in_validation = trainer.validating and trainer.state.fn == TrainerFn.FITTING
         if (
             isinstance(exception, Exception)
+            and self._began  # before, what is restored may be damaged
             and trainer.world_size == 1
             and (in_validation or (trainer.training and _can_resume_here(trainer)))
         ):

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import struct
 import sys
 import warnings
@@ -27,9 +28,11 @@ from mnist_lightning.data import kaggle
 from mnist_lightning.data.idx import read_idx
 from mnist_lightning.data.pictures import read_picture
 from mnist_lightning.data.preparation import find_digits
+from mnist_lightning.describe import data_parser, only_data
 from mnist_lightning.errors import InputError, condense
 from mnist_lightning.evaluation.page import RUN, _written
 from mnist_lightning.loggers import read_history
+from mnist_lightning.request import resolve
 from mnist_lightning.runs import read_record
 
 MEMORY = 700_000  # kB that a test may take; an attack would take several times that
@@ -322,13 +325,15 @@ YAMLS = [
     b"data: !!timestamp x\nmodel: !!float ''\ntrainer: !!int ''\ncheckpoint: !!bool x\n",
     b"data: !!binary x\nmodel: !!set {a}\n? [a]\n: 1\n<<: {data: 1}\n",
     b"--- 1\n--- 2\n",
+    b"data: !!set {a}\n",
+    b"data: {since: !!timestamp 2026-01-01}\n",
     b'data: "\\ud800\\0"\nckpt_path: "\\0"\ntrainer: {default_root_dir: "\\udc80\\n"}\n',
     json.dumps({"data": {"class_path": "UCIDigits"}}).encode(),
 ]
 
 
 @pytest.fixture(scope="module")
-def parsers() -> dict[str, Callable[[str], object]]:
+def parsers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[[str], object]]:
     """What each verb does with --config, up to where it makes anything of it."""
 
     os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # as main has it
@@ -347,7 +352,20 @@ def parsers() -> dict[str, Callable[[str], object]]:
     built: list[cli.DigitCLI] = []
     with pytest.raises(Built):
         Parsing(["fit"])
-    return {"fit": parse(built[0])}
+    describing = data_parser(**cli.STRICT)
+    run = tmp_path_factory.mktemp("version_0")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints/best.ckpt").write_text("")
+
+    def continued(path: str) -> object:
+        shutil.copy(path, run / "config.yaml")
+        return resolve(["test", "--ckpt_path", str(run)])
+
+    return {
+        "fit": parse(built[0]),
+        "test": continued,
+        "describe": lambda path: describing.parse_args(only_data(["--config", path])),
+    }
 
 
 @given(content=mutated(YAMLS) | st.binary(max_size=80))
@@ -372,6 +390,7 @@ RECORDS = [
     b"[" * 100_000,
     b'{"epochs": ' + b"9" * 5000 + b"}",
     b'{"global_step": "many", "best_val_acc": [NaN]}',
+    b'{"fit_seconds": 1' + b"0" * 400 + b"}",
 ]
 
 

@@ -157,5 +157,5 @@ def index_html(title: str, metrics: Mapping[str, Any], pngs: Mapping[str, bytes]
 def _written(style: str, value: object) -> str:
     try:
         return style.format(value)
-    except (ValueError, TypeError):  # a record that was edited
+    except (ValueError, TypeError, OverflowError):  # a record that was edited
         return str(value)[:100]
