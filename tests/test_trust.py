@@ -17,7 +17,7 @@ import torch
 from conftest import snapshot
 from test_runs import bad_checkpoint
 
-from mnist_lightning import MNIST, DigitClassifier, FashionMNIST
+from mnist_lightning import MNIST, DigitClassifier, FashionMNIST, UCIDigits
 from mnist_lightning.checkpoints import load_checkpoint
 from mnist_lightning.cli import main
 from mnist_lightning.data.kaggle import PIXELS, read_table
@@ -106,6 +106,20 @@ def test_nor_does_it_by_names_of_old(checkpoint: dict[str, Any], key: str) -> No
     torch.save(checkpoint, "bad.ckpt")
     with pytest.raises(InputError, match=r"it names os\.system"):
         DigitClassifier.load_from_checkpoint("bad.ckpt", weights_only=True)
+
+
+def test_a_data_module_is_made_with_no_other_augmentation(
+    checkpoint: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("evil.py").write_text(EVIL)
+    monkeypatch.syspath_prepend(os.getcwd())
+    torch.save(checkpoint, "good.ckpt")
+    assert UCIDigits.load_from_checkpoint("good.ckpt").batch_size == 32
+    checkpoint["datamodule_hyper_parameters"]["augmentation"] = {"class_path": "evil.Net"}
+    torch.save(checkpoint, "bad.ckpt")
+    with pytest.raises(InputError, match=r"bad\.ckpt was not loaded: it names evil\.Net, and could run code by it"):
+        UCIDigits.load_from_checkpoint("bad.ckpt")
+    assert not Path("trap").exists()
 
 
 def test_what_the_runs_own_settings_or_the_users_name_may_be_named(

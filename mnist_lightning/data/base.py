@@ -5,7 +5,8 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import lightning as L
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from mnist_lightning.checkpoints import check_names, load_checkpoint
 from mnist_lightning.errors import InputError
 
 Split = Literal["train", "test"]
@@ -164,6 +166,27 @@ class DigitDataModule(L.LightningDataModule):
         self.train_set: GatheredDataset | None = None
         self.val_set: GatheredDataset | None = None
         self.test_set: GatheredDataset | None = None
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, *, weights_only: bool | None = True, **kwargs: Any
+    ) -> Self:
+        """Make a data module with the settings in a checkpoint file.
+
+        Args:
+            checkpoint_path: The file.
+            weights_only: Whether to refuse code in the file, and an augmentation that is not torch's or ours.
+            **kwargs: What Lightning takes, and arguments of ``__init__`` that take the place of the checkpoint's.
+
+        Raises:
+            InputError: If the file is refused.
+        """
+        if weights_only is not False:
+            path = Path(checkpoint_path)
+            settings = load_checkpoint(path).get(cls.CHECKPOINT_HYPER_PARAMS_KEY)
+            named = settings.get("augmentation") if isinstance(settings, dict) else settings
+            check_names(path, {"hyper_parameters": None if "augmentation" in kwargs else named})
+        return super().load_from_checkpoint(checkpoint_path, weights_only=weights_only, **kwargs)
 
     def load(self, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
         """Read one split: images ``(N, 28, 28)`` uint8, white on black, and their digits ``(N,)`` in 0-9.
