@@ -149,7 +149,7 @@ def test_a_report_that_cannot_be_written_is_told_in_one_line(capsys: pytest.Capt
     capsys.readouterr()
     assert main(["test"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"python -m mnist_lightning: error: [Errno 17] File exists: '{RUN}/report'"
+        f"python -m mnist_lightning: error: {RUN}/report: File exists"
     ]
 
 

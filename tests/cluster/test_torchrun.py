@@ -44,6 +44,7 @@ def test_bash_can_read_a_script(script: Path) -> None:
     assert os.access(script, os.X_OK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nodes", [TWO_PROCESSES, TWO_NODES], ids=["two processes", "two nodes"])
 def test_torchrun_trains_one_run_together(nodes: list[dict[str, str]], tmp_path: Path) -> None:
     printed = launch(tmp_path, nodes, "fit", "--data", "UCIDigits", "--trainer.max_epochs", "2")
