@@ -345,7 +345,7 @@ def _one_line(error: Exception) -> str:
 def _complain(message: str, error: BaseException) -> None:
     """Print what went wrong in one line, and what there is to be said of it beside that."""
     for line in (f"{PROGRAM}: {message}", *getattr(error, "__notes__", ())):
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
 
 
 def _quieten() -> None:

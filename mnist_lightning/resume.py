@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from torch import Tensor
 
 from mnist_lightning import runs, signals
 from mnist_lightning.checkpoints import AtomicCheckpointIO
@@ -51,9 +52,8 @@ class LastCheckpoint(Checkpoint):
             raise InputError(f"every_n_train_steps must be at least 1, got {every_n_train_steps}")
         self.every_n_train_steps = every_n_train_steps
         self._is_due = False
-        self._random = torch.get_rng_state()  # torch's, when the last update was done
+        self._random: Tensor | None = None  # torch's random state when the last update was done, once training began
         self._state: dict[str, Any] | None = None
-        self._began = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take up the state of the checkpoint that is resumed from, and wait for the end of an update from now on."""
@@ -63,7 +63,6 @@ class LastCheckpoint(Checkpoint):
             # Lightning has seen where to go on, and counts a validation that is begun again twice.
             trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset_on_restart()
         self._random = torch.get_rng_state()
-        self._began = True
         signals.defer()
 
     def on_train_batch_end(
@@ -98,7 +97,7 @@ class LastCheckpoint(Checkpoint):
         in_validation = trainer.validating and trainer.state.fn == TrainerFn.FITTING
         if (
             isinstance(exception, Exception)
-            and self._began  # before, what is restored may be damaged
+            and self._random is not None  # before, what is restored may be damaged
             and trainer.world_size == 1
             and (in_validation or (trainer.training and _can_resume_here(trainer)))
         ):

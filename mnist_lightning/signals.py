@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -43,7 +44,10 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def heard() -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and SIGUSR1 into ``Interrupted``, in the main thread."""
+    """Turn SIGINT, SIGTERM and SIGUSR1 into ``Interrupted``; only the main thread may, so another leaves them alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     _Inbox.owner, _Inbox.received, _Inbox.is_deferred = os.getpid(), 0, False
     before = {number: signal.signal(number, _note) for number in STOPPING}
     try:

@@ -53,7 +53,7 @@ def test_what_a_killed_process_left_is_removed(
 ) -> None:
     raw = tmp_path / "MNIST/raw"
     raw.mkdir(parents=True)
-    for name in (".lock", ".train-images-idx3-ubyte.x1y2z3"):
+    for name in (".lock", ".train-images-idx3-ubyte.x1y2z3.part"):
         (raw / name).write_bytes(b"half")
     with mirror(gzipped) as (address, _):
         MNIST(str(tmp_path), mirrors=[address]).prepare_data()

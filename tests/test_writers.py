@@ -148,9 +148,7 @@ def test_a_report_that_cannot_be_written_is_told_in_one_line(capsys: pytest.Capt
     (RUN / "report").touch()
     capsys.readouterr()
     assert main(["test"]) == 2
-    assert capsys.readouterr().err.splitlines() == [
-        f"python -m mnist_lightning: error: {RUN}/report: File exists"
-    ]
+    assert capsys.readouterr().err.splitlines() == [f"python -m mnist_lightning: error: {RUN}/report: File exists"]
 
 
 def test_the_report_is_named_after_its_run(monkeypatch: pytest.MonkeyPatch) -> None:

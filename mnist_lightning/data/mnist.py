@@ -16,7 +16,7 @@ from mnist_lightning.data.base import DEFAULT_DATA_DIR, DigitDataModule, Split
 from mnist_lightning.data.download import check_mirrors, download
 from mnist_lightning.data.idx import check_idx, read_idx
 from mnist_lightning.errors import InputError
-from mnist_lightning.files import kept_if_used, open_regular, write_atomic
+from mnist_lightning.files import kept_if_used, open_regular, sweep, write_atomic
 
 
 class IDXFile(NamedTuple):
@@ -108,8 +108,7 @@ class MNIST(DigitDataModule):
         if not any(self._problem(file) for file in needed):
             return
         with _locked(self.folder):
-            for leftover in self.folder.glob(".*-ubyte.*"):  # of a process that was killed while it wrote
-                leftover.unlink()
+            sweep(self.folder)
             for file in needed + [file for file in every if file not in needed]:
                 problem = self._problem(file)  # once more: another process may have been here before the lock
                 if problem:
