@@ -150,12 +150,17 @@ class DigitClassifier(L.LightningModule):
             self.log("lr", self._lr, sync_dist=True)
 
     def epoch_state(self, batches: int) -> dict[str, Any]:
-        """Return what the training metrics know of the epoch's first batches: with it, it can be gone on with."""
-        metrics = {"train_loss": self.train_loss, "train_acc": self.train_acc}
+        """Return what the training metrics know of the epoch's first batches, on the CPU: to go on with the epoch."""
+        metrics: dict[str, Any] = {"train_loss": self.train_loss, "train_acc": self.train_acc}
         return {
             "lr": self._lr,
-            "pending": [list(batch) for batch in self._pending if batch[0] < batches],
-            "metrics": {name: (metric._update_count, metric.metric_state) for name, metric in metrics.items()},
+            "pending": [
+                (index, *(value.cpu() for value in batch)) for index, *batch in self._pending if index < batches
+            ],
+            "metrics": {
+                name: (metric._update_count, {key: value.cpu() for key, value in metric.metric_state.items()})
+                for name, metric in metrics.items()
+            },
         }
 
     def load_epoch_state(self, state: dict[str, Any]) -> None:

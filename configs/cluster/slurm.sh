@@ -3,7 +3,7 @@
 #
 #   sbatch configs/cluster/slurm.sh                                              # CPU, one process
 #   sbatch --nodes=2 --ntasks-per-node=4 configs/cluster/slurm.sh                # CPU, 8 processes
-#   sbatch --gres=gpu:1 configs/cluster/slurm.sh                                 # one GPU
+#   SBATCH_GRES=gpu:1 sbatch configs/cluster/slurm.sh                            # one GPU, as with --gres=gpu:1
 #   sbatch --nodes=2 --ntasks-per-node=4 --gres=gpu:4 configs/cluster/slurm.sh   # 8 GPUs: a task for each
 #   sbatch --array=1-5 configs/cluster/slurm.sh --config configs/fast.yaml       # the seeds 1 to 5, a job for each
 #
