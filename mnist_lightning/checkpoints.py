@@ -14,6 +14,7 @@ from types import NoneType
 from typing import Any, BinaryIO
 
 import torch
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 from torch.optim import Optimizer
@@ -40,6 +41,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints whole or not at all: whatever happens, the one before stays until the new one is on disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: D102
+        if storage_options is not None or not _is_local_file_protocol(path):  # s3:// and the like
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
         content = io.BytesIO()  # where a disk is full, torch says something else about it
         torch.save(checkpoint, content)
         path = Path(path)
@@ -66,6 +70,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # damaged bytes may raise whatever they like
         reason = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
         raise InputError(f"{path} is no checkpoint, or is damaged{reason}; give one that fit wrote") from error
+    for tensor in _tensors(checkpoint):
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise InputError(f"{path} was not loaded: a tensor in it claims to be larger than what it holds")
     needed = {"state_dict": dict, "global_step": int, "pytorch-lightning_version": str}
     content: dict[str, Any] = checkpoint if isinstance(checkpoint, dict) else {}
     for name, kind in needed.items():
@@ -77,6 +84,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
                 f"{path} is no Lightning checkpoint: its {name!r:.50} is no weight; give one that fit wrote"
             )
     return content
+
+
+def _tensors(content: Any) -> Iterator[torch.Tensor]:
+    """Walk through the tensors of nested values, each once, however often it occurs."""
+    waiting, seen = [content], set[int]()
+    while waiting:
+        value = waiting.pop()
+        if id(value) not in seen:
+            seen.add(id(value))
+            if isinstance(value, torch.Tensor):
+                yield value
+            elif isinstance(value, dict):
+                waiting += value.values()
+            elif isinstance(value, (list, tuple)):
+                waiting += value
 
 
 def _check_archive(path: Path, file: BinaryIO) -> None:
@@ -104,12 +126,13 @@ def check_made_by(path: Path, checkpoint: dict[str, Any], model_class: type) -> 
         InputError: If one of them is not; the first such is named.
     """
     known = inspect.signature(model_class).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
     for key in HYPERPARAMETERS:
         hyperparameters = checkpoint.get(key, {})
         if not isinstance(hyperparameters, dict):
             raise InputError(f"{path} is no Lightning checkpoint: its {key} are no dict; give one that fit wrote")
         for name in hyperparameters:
-            if name != "_instantiator" and name not in known:  # Lightning's own
+            if not takes_any and name != "_instantiator" and name not in known:  # Lightning's own
                 raise InputError(f"{path} is no checkpoint of {model_class.__name__}, which takes no {name!r:.50}")
 
 

@@ -122,7 +122,7 @@ class DigitClassifier(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the batch's mean cross-entropy."""
-        if len(self._pending) == self.PENDING:  # before this batch is one of them: its update may yet fail
+        if len(self._pending) >= self.PENDING:  # before this batch is one of them: its update may yet fail
             self._measure_pending()
         loss, logits = self._loss(batch)
         self._pending.append((batch_idx, loss.detach(), logits.detach(), batch[1]))
@@ -164,17 +164,26 @@ class DigitClassifier(L.LightningModule):
         }
 
     def load_epoch_state(self, state: dict[str, Any]) -> None:
-        """Go on from what ``epoch_state`` returned."""
-        self._lr = state["lr"]
-        self._pending = [
-            (index, loss.to(self.device), logits.to(self.device), labels.to(self.device))
-            for index, loss, logits, labels in state["pending"]
-        ]
-        for name, (update_count, values) in state["metrics"].items():
+        """Go on from what ``epoch_state`` returned.
+
+        Raises:
+            ValueError: If a value is of another shape or type than a metric's.
+        """
+        self._lr = float(state["lr"])
+        self._pending = []
+        for index, *batch in state["pending"][-self.PENDING :]:
+            loss, logits, labels = (value.to(self.device) for value in batch)
+            if loss.shape != () or logits.shape != (len(labels), 10):
+                raise ValueError(f"a batch has loss {tuple(loss.shape)}, logits {tuple(logits.shape)}")
+            self._pending.append((int(index), loss, logits, labels))
+        for name in ("train_loss", "train_acc"):
             metric = getattr(self, name)
-            metric._update_count = update_count
-            for value_name, value in values.items():
-                setattr(metric, value_name, value.to(self.device))
+            update_count, values = state["metrics"][name]
+            metric._update_count = int(update_count)
+            for key, own in metric.metric_state.items():
+                if (values[key].shape, values[key].dtype) != (own.shape, own.dtype):
+                    raise ValueError(f"{name}.{key} is {values[key].dtype} {tuple(values[key].shape)}")
+                setattr(metric, key, values[key].to(self.device))
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""

@@ -2,12 +2,14 @@
 
 import logging
 import os
+import shlex
+import signal
 import sys
 import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_lightning import runs, signals
@@ -159,6 +162,16 @@ class DigitCLI(LightningCLI):
             self.files = picture_files(self.config.predict.images)
             self.config.predict.images = None  # what follows would check thousands of names again and again
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run a verb; where it is stopped, so are the processes that Lightning started for it."""
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            launcher = self.trainer.strategy.launcher
+            if isinstance(launcher, _SubprocessScriptLauncher):
+                launcher.kill(signal.SIGTERM)
+            raise
+
     def instantiate_classes(self) -> None:
         """Make the data module, the model and the trainer."""
         with refusals():
@@ -231,6 +244,8 @@ class DigitCLI(LightningCLI):
         best = self._get(self.config_init, "checkpoint")
         if best.dirpath is not None or best.filename != "best":
             raise InputError("--checkpoint.dirpath and filename are fixed: test must find the best checkpoint")
+        if best.save_last:
+            raise InputError("--checkpoint.save_last is not needed: last.ckpt is kept without it")
         best.dirpath = folder
 
     def _run_folder(self) -> Path:
@@ -258,8 +273,10 @@ class DigitCLI(LightningCLI):
         except BaseException as error:
             last = None if self.folder is None else self.folder / runs.CHECKPOINTS / runs.LAST
             if last is not None and last.exists():
-                step = load_checkpoint(last)["global_step"]
-                error.add_note(f"Saved: {step:,} updates. To go on: {PROGRAM} fit --ckpt_path {self.folder}")
+                with suppress(InputError):  # what stopped the run is to be told, whatever else
+                    step = load_checkpoint(last)["global_step"]
+                    run = shlex.quote(str(self.folder))
+                    error.add_note(f"Saved: {step:,} updates. To go on: {PROGRAM} fit --ckpt_path {run}")
             raise
 
     def validate(self, **kwargs: Any) -> None:

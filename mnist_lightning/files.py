@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 PART = ".part"
+os.umask(UMASK := os.umask(0))  # asked for once: files that other threads make meanwhile would be open to all
 
 
 def sweep(folder: Path) -> None:
@@ -37,12 +38,11 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would hide the file from a group that shares the folder
+        os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp's 0600 would hide the file from a group that shares the folder
         os.replace(temporary, path)
     except BaseException as error:
-        os.unlink(temporary)
+        with suppress(FileNotFoundError):  # a signal may come when all is done
+            os.unlink(temporary)
         if isinstance(error, OSError) and error.errno and error.filename is None:  # a full disk does not say where
             error.filename = str(path)
         raise

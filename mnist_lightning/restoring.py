@@ -1,7 +1,7 @@
 """A checkpoint is restored whole or refused in one line: what it holds beside the weights is not trusted either."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
@@ -39,36 +40,47 @@ def check_resumable(path: Path, checkpoint: dict[str, Any]) -> None:
 
 def refuse_damage(trainer: Trainer) -> None:
     """Let a trainer take whatever a checkpoint causes while it is restored for the user's to mend, in one line."""
-    connector = trainer._checkpoint_connector
+    trainer._checkpoint_connector = _CarefulConnector(trainer)
+
+
+class _CarefulConnector(_CheckpointConnector):
+    """Lightning's way of restoring a checkpoint, with a look at what is restored before it is."""
 
     @contextmanager
-    def told() -> Iterator[None]:
+    def _told(self) -> Iterator[None]:
         try:
             yield
         except (InputError, MisconfigurationException):
             raise
         except Exception as error:  # damaged states may raise whatever they like
             reason = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
-            path = os.path.normpath(connector._ckpt_path or "")
+            path = os.path.normpath(self._ckpt_path or "")
             raise InputError(f"{path} cannot be restored ({reason}); give a checkpoint that fit wrote") from error
 
-    def guard(name: str, before: Callable[..., None] | None = None, after: Callable[..., None] | None = None) -> None:
-        restore = getattr(connector, name)
+    def resume_start(self, *args: Any, **kwargs: Any) -> None:
+        with self._told():
+            super().resume_start(*args, **kwargs)
 
-        def guarded(*args: Any, **kwargs: Any) -> None:
-            with told():
-                if before and connector._loaded_checkpoint:
-                    before(trainer, connector._loaded_checkpoint)
-                restore(*args, **kwargs)
-                if after and connector._loaded_checkpoint:
-                    after(trainer)
+    def restore_model(self) -> None:
+        with self._told():
+            super().restore_model()
 
-        setattr(connector, name, guarded)
+    def restore_datamodule(self) -> None:
+        with self._told():
+            super().restore_datamodule()
 
-    for name in ("resume_start", "restore_model", "restore_datamodule"):
-        guard(name)
-    guard("restore_callbacks", before=_check_callbacks)
-    guard("restore_training_state", before=_check_training, after=_try_optimizers)
+    def restore_callbacks(self) -> None:
+        with self._told():
+            _check_callbacks(self.trainer, self._loaded_checkpoint)
+            super().restore_callbacks()
+
+    def restore_training_state(self) -> None:
+        with self._told():
+            if self._loaded_checkpoint:
+                _check_training(self.trainer, self._loaded_checkpoint)
+            super().restore_training_state()
+            if self._loaded_checkpoint:
+                _try_optimizers(self.trainer)
 
 
 def _check_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:

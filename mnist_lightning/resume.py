@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor
@@ -29,9 +30,14 @@ def make_resumable(trainer: L.Trainer) -> None:
     Lightning's own handlers talk to other processes, or save, in the middle of whatever is being done; and it ends
     with 0 on SIGTERM.
     """
-    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user chose
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+
+
+def _nothing() -> None:
+    """Take the place of a method; unlike a lambda, in a process that is spawned too."""
 
 
 class LastCheckpoint(Checkpoint):
@@ -52,6 +58,7 @@ class LastCheckpoint(Checkpoint):
             raise InputError(f"every_n_train_steps must be at least 1, got {every_n_train_steps}")
         self.every_n_train_steps = every_n_train_steps
         self._is_due = False
+        self._epoch_end: dict[str, Any] | None = None  # the loops' state at the end of an epoch that is not saved yet
         self._random: Tensor | None = None  # torch's random state when the last update was done, once training began
         self._state: dict[str, Any] | None = None
 
@@ -60,8 +67,11 @@ class LastCheckpoint(Checkpoint):
         if self._state is not None:
             with _damage_told():
                 self._restore(trainer, pl_module, self._state)
-            # Lightning has seen where to go on, and counts a validation that is begun again twice.
+            # Lightning has seen where to go on. It would count a validation that is begun again twice, and leave out
+            # what schedulers that watch a metric do at the end of the epoch.
             trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset_on_restart()
+            if trainer.fit_loop.restarted_mid_epoch:
+                trainer.fit_loop._restarting = False
         self._random = torch.get_rng_state()
         signals.defer()
 
@@ -70,44 +80,59 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         """Save if it is due; stop if any process was told to."""
         self._random = torch.get_rng_state()  # 1 µs
-        if self.every_n_train_steps is not None and trainer.global_step % self.every_n_train_steps == 0:
+        if (
+            self.every_n_train_steps is not None
+            and not trainer.fit_loop._should_accumulate()
+            and trainer.global_step % self.every_n_train_steps == 0
+        ):
             self._is_due = True
-        stop = signals.received()
-        if trainer.world_size > 1:  # all of them have to stop after the same update
-            told = torch.tensor(stop, device=pl_module.device)
-            stop = int(trainer.strategy.reduce(told, reduce_op="max"))
+        stop = _told_to_stop(trainer)
         if (self._is_due or stop) and _can_resume_here(trainer):
             self._save(trainer)
             if stop:
                 raise signals.Interrupted(stop, 0 if _is_watched(trainer) else None)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save."""
-        self._save(trainer)
+        """Note where Lightning can go on; some schedulers and loggers have yet to learn that the epoch is over."""
+        self._epoch_end = trainer._checkpoint_connector._get_loops_state_dict()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the epoch before, now that it is over for all; stop if any process was told to."""
+        self._save_epoch(trainer)
+        if stop := _told_to_stop(trainer):
+            raise signals.Interrupted(stop, 0 if _is_watched(trainer) else None)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Obey signals at once again. One that came too late to stop anything is forgotten."""
+        """Save the last epoch, and obey signals at once again. One that came too late to stop anything is forgotten."""
+        self._save_epoch(trainer)
         signals.defer(False)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Save after an error in an update or a validation, as if that had not begun.
+        """Save after an error in an update or a validation, as if that had not begun, or between two epochs.
 
-        After an error elsewhere, or in one of several processes, which cannot save alone, the last checkpoint stands.
+        Of the random numbers, torch's on the CPU are set back. After an error elsewhere, or in one of several
+        processes, which cannot save alone, the last checkpoint stands.
         """
         in_validation = trainer.validating and trainer.state.fn == TrainerFn.FITTING
+        in_training = trainer.training and (self._epoch_end is not None or _can_resume_here(trainer))
         if (
             isinstance(exception, Exception)
-            and self._random is not None  # before, what is restored may be damaged
             and trainer.world_size == 1
-            and (in_validation or (trainer.training and _can_resume_here(trainer)))
+            and self._random is not None  # before, what is restored may be damaged
+            and (in_validation or in_training)
         ):
-            with suppress(OSError):  # a full disk may be what stopped the run
+            with suppress(Exception):  # what stopped the run, such as a full disk, may stop this
                 self._save(trainer)
+
+    def _save_epoch(self, trainer: L.Trainer) -> None:
+        if self._epoch_end is not None:
+            self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
         self._is_due = False
         path = Path(trainer.default_root_dir) / runs.CHECKPOINTS / runs.LAST
         trainer.save_checkpoint(path, weights_only=False)
+        self._epoch_end = None
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add every process's state, and leave out an update that did not come to its end."""
@@ -121,6 +146,12 @@ class LastCheckpoint(Checkpoint):
             torch.distributed.all_gather_object(ranks, state)
         checkpoint[STATE] = {"ranks": ranks}
         loops = checkpoint["loops"]["fit_loop"]
+        if self._epoch_end is not None:
+            counted = "epoch_loop.scheduler_progress"  # in the meantime
+            checkpoint["loops"] = self._epoch_end | {
+                "fit_loop": self._epoch_end["fit_loop"] | {counted: loops[counted]}
+            }
+            loops = checkpoint["loops"]["fit_loop"]
         if _forget_unfinished_update(loops):
             state["random"]["torch"] = self._random
         if trainer.state.status == TrainerStatus.INTERRUPTED and trainer.validating:
@@ -146,16 +177,26 @@ class LastCheckpoint(Checkpoint):
             pl_module.load_epoch_state(own["epoch"])
 
 
+def _told_to_stop(trainer: L.Trainer) -> int:
+    """Return the number of a signal that any process was sent, or 0: all have to stop at the same place."""
+    told = signals.received()
+    if trainer.world_size > 1:
+        number = torch.tensor(told, device=trainer.strategy.root_device)
+        told = int(trainer.strategy.reduce(number, reduce_op="max"))
+    return told
+
+
 def _can_resume_here(trainer: L.Trainer) -> bool:
     """Return whether Lightning goes on exactly from here: inside an epoch, where nothing is due before an update.
 
-    Resumed where a validation is due, it would leave that out.
+    Resumed where a validation is due, it would leave that out; resumed after the last update, the epoch's end.
     """
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     done, interval = progress.current.processed, trainer.val_check_batch
     since = progress.total.processed if trainer.check_val_every_n_epoch is None else done
     return (
         0 < done < trainer.num_training_batches
+        and trainer.global_step != trainer.max_steps
         and done % trainer.accumulate_grad_batches == 0
         and (interval in (None, float("inf")) or since % interval != 0)
     )
@@ -183,7 +224,8 @@ def _forget_unfinished_update(fit_loop: dict[str, Any]) -> bool:
             counters.update(dict.fromkeys(counters, counters["completed"]))
     progress["is_last_batch"] = False
     for loader in fit_loop["state_dict"].get("combined_loader", []):
-        loader["images"] = loader["images"] // begun * done
+        if "images" in loader:  # a loader of ours
+            loader["images"] = loader["images"] // begun * done
     return True
 
 
@@ -231,5 +273,5 @@ def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
 def _damage_told() -> Iterator[None]:
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # damaged values may raise whatever they like
         raise InputError(f"the checkpoint's state of the run is damaged: {error}; go on from another") from error

@@ -59,7 +59,10 @@ def heard() -> Iterator[None]:
 
 def defer(is_deferred: bool = True) -> None:
     """Only note signals from now on, for ``received`` to tell; a SIGINT after another still interrupts at once."""
-    _Inbox.is_deferred = is_deferred
+    _Inbox.owner, _Inbox.is_deferred = (
+        os.getpid(),
+        is_deferred,
+    )  # where it trains, a process that was forked has to save
 
 
 def received() -> int:

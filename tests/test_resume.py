@@ -11,16 +11,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from conftest import ROOT
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from mnist_lightning import DigitClassifier, UCIDigits, signals
+from mnist_lightning.checkpoints import AtomicCheckpointIO
 from mnist_lightning.cli import main
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import sweep, write_atomic
-from mnist_lightning.resume import STATE, LastCheckpoint
+from mnist_lightning.resume import STATE, LastCheckpoint, make_resumable
 
 FIT = ["fit", "--data", "UCIDigits", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "3"]
 UPDATES = 36  # of an epoch
@@ -53,6 +56,16 @@ CASES = {
         *("--trainer.callbacks.mode", "max", "--trainer.callbacks.patience", "1"),
     ],
     "lightning's own loop": ["--trainer.gradient_clip_val", "1.0"],
+    "plateau": [
+        *(
+            "--model.lr_scheduler",
+            "lightning.pytorch.cli.ReduceLROnPlateau",
+            "--model.lr_scheduler.monitor",
+            "val/loss",
+        ),
+        *("--model.lr_scheduler.patience", "0", "--model.lr_scheduler.threshold", "10"),
+    ],
+    "one batch an epoch": ["--trainer.limit_train_batches", "1"],
     "checkpoints on the way": ["--last_checkpoint.every_n_train_steps", "7"],
 }
 
@@ -75,7 +88,8 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return [] if torch.equal(one, other) else [path]
     if isinstance(one, dict):
-        names = [name for name in one.keys() | other.keys() if name not in ("fit_seconds", "dirpath", "best_k_models")]
+        left_out = ("fit_seconds", "dirpath", "best_k_models", "current_score")  # Lightning forgets the last
+        names = [name for name in one.keys() | other.keys() if name not in left_out]
         names = [name for name in names if not str(name).endswith("_path")]
         return [place for name in names for place in differences(one.get(name), other.get(name), f"{path}/{name}")]
     if isinstance(one, (list, tuple)) and len(one) == len(other):
@@ -120,7 +134,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     ("case", "step"),
     [
         *(("default", step) for step in (0, UPDATES - 1, UPDATES, 3 * UPDATES - 2)),
-        *((case, UPDATES + 8) for case in CASES),
+        *((case, UPDATES + 8) for case in CASES if case != "one batch an epoch"),
+        ("plateau", 2 * UPDATES - 1),
+        ("one batch an epoch", 1),
     ],
 )
 def test_a_signal_stops_after_the_update_and_the_run_goes_on_as_if_it_had_not(
@@ -144,8 +160,7 @@ def test_a_signal_stops_after_the_update_and_the_run_goes_on_as_if_it_had_not(
         f"Saved: {saved} updates. To go on: python -m mnist_lightning fit --ckpt_path {run}",
     ]
     if case == "default":
-        # Not after the last update of an epoch, which its end has yet to follow.
-        assert saved == step + (2 if (step + 1) % UPDATES == 0 else 1)
+        assert saved == step + 1
     assert fit(tmp_path, "--ckpt_path", str(run)) == 0
     assert differences(last(reference), last(tmp_path)) == []
     for name in ("metrics.csv", "config.yaml"):
@@ -157,7 +172,11 @@ def test_a_signal_stops_after_the_update_and_the_run_goes_on_as_if_it_had_not(
 
 @pytest.mark.parametrize(
     ("case", "step"),
-    [("default", 10), ("default", UPDATES), ("one cycle", UPDATES + 9), ("lightning's own loop", UPDATES + 9)],
+    [
+        *(("default", step) for step in (10, UPDATES)),
+        *((case, UPDATES + 9) for case in ("one cycle", "lightning's own loop")),
+        ("plateau", UPDATES),
+    ],
 )
 def test_an_error_in_an_update_loses_that_update_only(
     undisturbed: Callable[[str], Path], case: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -283,6 +302,38 @@ def test_checkpoints_on_the_way_are_whole_and_can_be_gone_on_from(
         assert differences(last(undisturbed("checkpoints on the way")), last(tmp_path)) == []
 
 
+def test_checkpoints_are_due_after_updates_not_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[tuple[int, int]] = []
+    save = LastCheckpoint._save
+
+    def note(self: LastCheckpoint, trainer: Any) -> None:
+        save(self, trainer)
+        saved.append((trainer.global_step, trainer.fit_loop.total_batch_idx + 1))
+
+    monkeypatch.setattr(LastCheckpoint, "_save", note)
+    flags = ("--last_checkpoint.every_n_train_steps", "4", "--trainer.accumulate_grad_batches", "2")
+    assert fit(tmp_path, *flags, "--trainer.max_epochs", "1") == 0
+    assert saved == [(4, 8), (8, 16), (12, 24), (16, 32), (18, 36)]
+
+
+def test_a_signal_in_the_last_update_that_is_asked_for_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(monkeypatch, 49, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert fit(tmp_path, "--trainer.max_steps", "50") == 0
+    assert last(tmp_path)["global_step"] == 50
+
+
+def test_a_checkpoint_io_of_ones_own_is_kept(tmp_path: Path) -> None:
+    class Own(TorchCheckpointIO):
+        pass
+
+    plain, own = (L.Trainer(default_root_dir=tmp_path, logger=False, plugins=given) for given in ([], [Own()]))
+    for trainer in (plain, own):
+        make_resumable(trainer)
+    assert (type(plain.strategy.checkpoint_io), type(own.strategy.checkpoint_io)) == (AtomicCheckpointIO, Own)
+
+
 def test_elsewhere_than_in_training_a_signal_is_obeyed_at_once() -> None:
     with signals.heard():
         with pytest.raises(signals.Interrupted, match="SIGTERM") as stop:
@@ -382,7 +433,16 @@ def test_a_damaged_state_of_the_run_is_refused_in_one_line(
     undisturbed: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = last(undisturbed("default"))
-    for damaged in (3, {}, {"ranks": [{}]}, {"ranks": [{"random": {"python": 3}}]}, {"ranks": 7}):
+    (whole,) = checkpoint[STATE]["ranks"]
+    version, numbers, gauss = whole["random"]["python"]
+    ranks = [
+        {},
+        {"random": {"python": 3}},
+        {"random": {**whole["random"], "python": (version, -numbers, gauss)}},
+        {**whole, "epoch": {"lr": 1, "pending": [(0, *(torch.zeros(3),) * 3)], "metrics": {}}},
+        {**whole, "epoch": {"lr": 1, "pending": [], "metrics": {"train_loss": (1, {"mean_value": torch.zeros(9)})}}},
+    ]
+    for damaged in (3, {}, {"ranks": 7}, *({"ranks": [rank]} for rank in ranks)):
         path = tmp_path / "damaged.ckpt"
         torch.save({**checkpoint, STATE: damaged}, path)
         capfd.readouterr()

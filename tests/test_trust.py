@@ -182,7 +182,7 @@ DAMAGED_FOR_FIT: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda c: state(c).update(exp_avg=torch.zeros(9)),
         "exp_avg of a parameter (2, 784) ",
     ),
-    "a moment of one number": (lambda c: state(c).update(exp_avg=torch.zeros(1).expand(2, 784)), "must be as large"),
+    "a moment of one number": (lambda c: state(c).update(exp_avg=torch.zeros(1).expand(2, 784)), "claims to be larger"),
     "no step": (lambda c: state(c).update(step=torch.zeros(0)), "step must be one float32 number"),
     "a moment of text": (lambda c: state(c).update(exp_avg="x"), "cannot be restored ("),
     "no moment": (lambda c: state(c).pop("exp_avg"), "cannot be restored (KeyError"),
@@ -283,6 +283,9 @@ def test_a_checkpoint_takes_no_more_memory_than_it_is_large() -> None:
         load_checkpoint(bomb)
     torch.save({"state_dict": {}, "x": Large()}, bomb)
     with pytest.raises(InputError, match=r"bad\.ckpt was not loaded: it holds (__builtin__|builtins)\.bytearray, and"):
+        load_checkpoint(bomb)
+    torch.save({"state_dict": {}, "x": [torch.zeros(1).expand(10**11)]}, bomb)
+    with pytest.raises(InputError, match=r"bad\.ckpt was not loaded: a tensor in it claims to be larger than what it"):
         load_checkpoint(bomb)
     torch.save({"state_dict": {}, "x": list(range(5_000_000))}, bomb)
     with pytest.raises(InputError, match=r"bad\.ckpt was not loaded: it holds [\d,]+ bytes beside the weights"):

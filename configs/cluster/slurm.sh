@@ -51,13 +51,14 @@ export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun no longer takes it fr
 
 if [[ -n ${STAGE:-} ]]; then
     export STAGE SOURCE=${MNIST_LIGHTNING_DATA:-data}
-    # Locked, for several jobs on a node; marked, for a copy that was cut short.
+    # Locked, for several jobs on a node; marked, for a copy that was cut short or is of another folder.
     # shellcheck disable=SC2016 # the nodes expand it
     srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 bash -euc '
         mkdir -p "$STAGE"
         exec 9>"$STAGE/.lock"
         flock 9
-        [[ -e $STAGE/.complete ]] || { cp -r "$SOURCE/." "$STAGE"; touch "$STAGE/.complete"; }'
+        complete=$STAGE/.complete-$(realpath "$SOURCE" | cksum | cut -d" " -f1)
+        [[ -e $complete ]] || { cp -r "$SOURCE/." "$STAGE"; touch "$complete"; }'
     export MNIST_LIGHTNING_DATA=$STAGE
 fi
 

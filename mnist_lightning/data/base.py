@@ -83,7 +83,8 @@ class ResumableLoader(GatheredLoader):
     """GatheredLoader for training, whose order and place in the epoch are part of a checkpoint.
 
     The order follows from the sampler's seed and the epoch alone, and processes take turns in it. So an epoch can be
-    gone on with in the middle, also by another number of processes or in batches of another size.
+    gone on with in the middle, also by another number of processes or in batches of another size. A trainer tells the
+    sampler the epoch; in a loop of your own, ``loader.sampler.set_epoch(epoch)`` does.
     """
 
     batches_taken = 0  # of this epoch
@@ -184,8 +185,9 @@ class DigitDataModule(L.LightningDataModule):
         if weights_only is not False:
             path = Path(checkpoint_path)
             settings = load_checkpoint(path).get(cls.CHECKPOINT_HYPER_PARAMS_KEY)
-            named = settings.get("augmentation") if isinstance(settings, dict) else settings
-            check_names(path, {"hyper_parameters": None if "augmentation" in kwargs else named})
+            if isinstance(settings, dict):  # classes are in nested settings; what is flat are texts and numbers
+                settings = [value for name, value in settings.items() if isinstance(value, dict) and name not in kwargs]
+            check_names(path, {"hyper_parameters": settings})
         return super().load_from_checkpoint(checkpoint_path, weights_only=weights_only, **kwargs)
 
     def load(self, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
