@@ -148,10 +148,9 @@ class LastCheckpoint(Checkpoint):
         loops = checkpoint["loops"]["fit_loop"]
         if self._epoch_end is not None:
             counted = "epoch_loop.scheduler_progress"  # in the meantime
-            checkpoint["loops"] = self._epoch_end | {
-                "fit_loop": self._epoch_end["fit_loop"] | {counted: loops[counted]}
-            }
-            loops = checkpoint["loops"]["fit_loop"]
+            loops = self._epoch_end["fit_loop"] | {counted: loops[counted]}
+            checkpoint["epoch"] = loops["epoch_progress"]["current"]["completed"]
+            checkpoint["loops"] = self._epoch_end | {"fit_loop": loops}
         if _forget_unfinished_update(loops):
             state["random"]["torch"] = self._random
         if trainer.state.status == TrainerStatus.INTERRUPTED and trainer.validating:

@@ -23,7 +23,7 @@ PLACES = (os.environ.get("MNIST_LIGHTNING_DATA"), ROOT / "../shared/data", ROOT 
 set_hypothesis_home_dir(tempfile.gettempdir())
 settings.register_profile(
     "quick",
-    max_examples=300,
+    max_examples=100,
     derandomize=True,
     database=None,
     deadline=None,

@@ -351,7 +351,10 @@ def test_no_checkpoint_is_due_after_less_than_one_update(
     assert f"every_n_train_steps must be at least 1, got {every}" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("number", EXIT_CODES)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGUSR1))],
+)
 def test_exit_codes_of_the_process(number: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mnist_lightning", *FIT, "--trainer.max_epochs", "-1"]
     with subprocess.Popen(
