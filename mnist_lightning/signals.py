@@ -33,7 +33,9 @@ class _Inbox:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    if os.getpid() != _Inbox.owner:  # forked off since, such as a worker of a DataLoader: it has nothing to save
+    if os.getpid() != _Inbox.owner:  # forked off since: it has nothing to save
+        if number == signal.SIGINT:
+            return  # Ctrl-C is for the process it works for as well, which ends it
         os._exit(128 + number)
     is_impatient = _Inbox.received and number == signal.SIGINT
     _Inbox.received = _Inbox.received or number
@@ -55,6 +57,12 @@ def heard() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def ignore() -> None:
+    """Leave signals to the process this one works for; where a worker dies of one, that has an error besides."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def defer(is_deferred: bool = True) -> None:

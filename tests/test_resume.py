@@ -343,6 +343,20 @@ def test_elsewhere_than_in_training_a_signal_is_obeyed_at_once() -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_a_forked_process_leaves_ctrl_c_to_the_first_and_ends_with_sigterm() -> None:
+    with signals.heard():
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        time.sleep(0.1)
+        os.kill(child, signal.SIGINT)
+        time.sleep(0.1)
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended with SIGINT"
+        os.kill(child, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+
+
 @pytest.mark.parametrize("every", [0, -3])
 def test_no_checkpoint_is_due_after_less_than_one_update(
     every: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]

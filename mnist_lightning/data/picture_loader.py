@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mnist_lightning import signals
 from mnist_lightning.data.pictures import read_picture
 from mnist_lightning.data.preparation import Digit, find_digits
 from mnist_lightning.errors import InputError
@@ -60,6 +61,7 @@ def _batch(items: Sequence[tuple[int, list[Digit] | str]]) -> PictureBatch:
 
 def _alone(worker: int) -> None:
     cv2.setNumThreads(1)  # the processes share the cores
+    signals.ignore()
 
 
 def picture_loader(files: Sequence[str]) -> DataLoader[PictureBatch]:
