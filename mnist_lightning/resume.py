@@ -90,7 +90,7 @@ class LastCheckpoint(Checkpoint):
         if (self._is_due or stop) and _can_resume_here(trainer):
             self._save(trainer)
             if stop:
-                raise signals.Interrupted(stop, 0 if _is_watched(trainer) else None)
+                raise _interruption(trainer, stop)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note where Lightning can go on; some schedulers and loggers have yet to learn that the epoch is over."""
@@ -100,7 +100,7 @@ class LastCheckpoint(Checkpoint):
         """Save the epoch before, now that it is over for all; stop if any process was told to."""
         self._save_epoch(trainer)
         if stop := _told_to_stop(trainer):
-            raise signals.Interrupted(stop, 0 if _is_watched(trainer) else None)
+            raise _interruption(trainer, stop)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last epoch, and obey signals at once again. One that came too late to stop anything is forgotten."""
@@ -201,14 +201,15 @@ def _can_resume_here(trainer: L.Trainer) -> bool:
     )
 
 
-def _is_watched(trainer: L.Trainer) -> bool:
-    """Return whether Lightning started this process beside the first, which it kills when this one's code is not 0."""
+def _interruption(trainer: L.Trainer, number: int) -> signals.Interrupted:
+    """Return what ends this process, with 0 where Lightning started it: else it would kill the first one for that."""
     launcher = trainer.strategy.launcher
-    return (
+    is_watched = (
         isinstance(launcher, _SubprocessScriptLauncher)
         and not launcher.cluster_environment.creates_processes_externally
         and trainer.local_rank != 0
     )
+    return signals.Interrupted(number, 0 if is_watched else None)
 
 
 def _forget_unfinished_update(fit_loop: dict[str, Any]) -> bool:
