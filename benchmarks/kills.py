@@ -1,14 +1,18 @@
-"""Kill runs at random moments, go on with each to its end, and compare it with one that nothing disturbed.
+"""Kill runs at random moments, resume them until they are done, and compare them with undisturbed runs.
 
     python benchmarks/kills.py --kills 25
-    python benchmarks/kills.py --kills 25 --data MNIST --last_checkpoint.every_n_train_steps 500
+    python benchmarks/kills.py --kills 25 --data MNIST --trainer.limit_train_batches 100
 
-All but its own flags are those of ``fit``. Where nothing had been saved yet, a run starts anew. It prints a line for
-each run and exits with 1 unless each ended with the same weights and optimizer state, to the bit, and the same history.
+Flags other than --kills and --seed go to ``fit``. The runs have one process, one process with ``max_steps``, and two
+processes, in turn. The exit code is 1 unless every run ends with the weights, the optimizer's state and the history of
+the undisturbed run, to the bit.
 """
 
 import argparse
+import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,45 +24,56 @@ from typing import Any
 
 import torch
 
-from mnist_lightning.runs import read_record
+from mnist_lightning import load_run
 
-RUN = "lightning_logs/version_0"
-FIT = [sys.executable, "-m", "mnist_lightning", "fit", "--trainer.accelerator", "cpu"]
+FIT = ["-m", "mnist_lightning", "fit", "--data", "UCIDigits", "--trainer.accelerator", "cpu"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+CASES: dict[str, tuple[list[str], list[str]]] = {  # what starts the processes, and the flags
+    "one process": ([], ["--trainer.max_epochs", "40"]),
+    "max_steps": ([], ["--trainer.max_epochs", "-1", "--trainer.max_steps", "1000"]),
+    "two processes": (TORCHRUN, ["--trainer.max_epochs", "20", "--trainer.devices", "2"]),
+}
 
 
-def train(flags: Sequence[str], seconds: float | None = None) -> bool:
-    """Run ``fit``, kill it that long after training began, and return whether it was killed before its end."""
-    process = subprocess.Popen([*FIT, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def train(command: Sequence[str], seconds: float | None = None) -> bool:
+    """Run ``fit``, kill it so many seconds after training began, and return whether that was before its end."""
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a process group, so that torchrun's processes are killed with it
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
         lines.append(line)
         if "Run folder: " in line:
             break
-    if seconds is not None:
+    if seconds is not None and process.poll() is None:
         time.sleep(seconds)
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
     lines.append(process.communicate()[0])
-    if process.returncode not in ((0,) if seconds is None else (0, -9)):
-        sys.exit(f"fit {' '.join(flags)} failed with exit code {process.returncode}:\n{''.join(lines)}")
-    return process.returncode == -9
+    if process.returncode not in (0, -signal.SIGKILL):
+        sys.exit(f"{' '.join(command)} failed with exit code {process.returncode}:\n{''.join(lines)}")
+    return process.returncode != 0
 
 
-def end(run: Path) -> tuple[dict[str, Any], str]:
-    """Return the weights and optimizer state a run ended with, and its history."""
-    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
-    return {name: checkpoint[name] for name in ("state_dict", "optimizer_states")}, (run / "metrics.csv").read_text()
+def outcome(run: Path) -> tuple[Any, str]:
+    """Return the weights and the optimizer's state of a run, and its history."""
+    saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    return [saved[name] for name in ("state_dict", "optimizer_states")], (run / "metrics.csv").read_text()
 
 
-def equal(one: Any, other: Any) -> bool:
-    """Return whether two states are the same to the bit."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return bool(one == other)
+def is_same(one: Path, other: Path) -> bool:
+    (states, history), (other_states, other_history) = outcome(one), outcome(other)
+    try:
+        torch.testing.assert_close(states, other_states, rtol=0, atol=0)
+    except AssertionError as error:
+        print(error)
+        return False
+    return history == other_history
 
 
 def main() -> None:
@@ -66,41 +81,49 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     own, flags = parser.parse_known_args()
-    if not flags:
-        flags = ["--data", "UCIDigits", "--trainer.max_epochs", "60", "--last_checkpoint.every_n_train_steps", "50"]
     moments = random.Random(own.seed)
-    same = killed = 0
+    same = runs = kills = 0
     with tempfile.TemporaryDirectory() as folder:
-        reference = Path(folder) / "undisturbed"
-        train([*flags, "--trainer.default_root_dir", str(reference)])
-        whole = read_record(reference / RUN)["fit_seconds"]
-        weights, history = end(reference / RUN)
-        print(f"undisturbed: {whole:.1f} s", flush=True)
+        os.chdir(folder)
+        references: dict[str, tuple[Path, float]] = {}
         for number in count():
-            root = Path(folder) / str(number)
-            moment = moments.uniform(0, whole)
-            if not train([*flags, "--trainer.default_root_dir", str(root)], moment):
-                continue  # it was faster than the first
-            killed += 1
-            run = root / RUN
-            last = run / "checkpoints/last.ckpt"
-            step = torch.load(last, weights_only=True)["global_step"] if last.exists() else 0
-            if step:
-                train(["--ckpt_path", str(run)])
-            else:
-                train([*flags, "--trainer.default_root_dir", str(root)])
-                run = run.with_name("version_1")
-            weights_here, history_here = end(run)
-            is_same = equal(weights, weights_here) and history == history_here
-            same += is_same
-            print(
-                f"killed after {moment:5.2f} s, {step:6,} updates saved: {'the same' if is_same else 'ANOTHER END'}",
-                flush=True,
-            )
-            if killed == own.kills:
+            if kills >= own.kills:
                 break
-    print(f"{same} of {killed} ended as the undisturbed run did")
-    sys.exit(same != killed)
+            case = list(CASES)[number % len(CASES)]
+            launcher, case_flags = CASES[case]
+            command = [*launcher, *FIT, *case_flags, *flags]
+            if case not in references:
+                name = f"undisturbed{number}"
+                train([*command, "--name", name])
+                run = load_run(Path("lightning_logs") / name)
+                references[case] = run.folder, run.record["fit_seconds"]
+                print(f"{case}, undisturbed: {run.record['fit_seconds']:.1f} s", flush=True)
+            reference, whole = references[case]
+            run_folder, stops = Path("lightning_logs") / str(number), []
+            start = resume = ["--name", str(number)]
+            for _ in range(moments.randint(1, 3)):
+                moment = moments.uniform(0, 0.7 * whole)
+                if not train([*command, *resume], moment):
+                    break
+                kills += 1
+                last, step = run_folder / "checkpoints/last.ckpt", 0
+                if last.exists():
+                    step = torch.load(last, weights_only=True)["global_step"]
+                    resume = ["--ckpt_path", str(run_folder)]
+                else:  # killed before training began
+                    shutil.rmtree(run_folder)
+                    resume = start
+                stops.append(f"after {moment:.1f} s with {step:,} updates saved")
+            else:
+                train([*command, *resume])
+            if not stops:
+                continue
+            runs += 1
+            equal = is_same(reference, run_folder)
+            same += equal
+            print(f"{case}, killed {', '.join(stops)}: {'same' if equal else 'DIFFERENT'}", flush=True)
+    print(f"{kills} kills: {same} of {runs} runs ended as the undisturbed run did")
+    sys.exit(same != runs)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""What the benchmarks share: a command run in a terminal, the machine it ran on, and a table."""
+"""What the benchmarks share: a command that is measured, the machine it ran on, and a table."""
 
 import os
-import pty
+import platform
 import re
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,60 +13,68 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+try:
+    from pty import openpty  # a terminal, so that a progress bar is drawn as for a person
+except ImportError:  # Windows
+    from os import pipe as openpty
+
 
 class Done(NamedTuple):
-    """A command that has come to its end."""
+    """A finished command."""
 
     output: str
     seconds: float
-    peak_rss_mb: float
+    peak_mb: float  # NaN on Windows
 
 
-def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Done:
-    """Run a command in a terminal of its own, so that it shows what it would show a person: a progress bar.
+def run(command: Sequence[str], environment: Mapping[str, str] | None = None, folder: str | None = None) -> Done:
+    """Run a command in a terminal of its own; exit if it fails.
 
-    Its peak memory is at least this process's own, whose copy it was at first: import nothing large before.
+    Its peak memory is never below this process's own, since it begins as a copy: import nothing large before.
 
     Args:
         command: Program and arguments.
         environment: Variables to add to this process's.
+        folder: The folder to run it in; the current one by default.
     """
-    screen, terminal = pty.openpty()
-    termios.tcsetwinsize(terminal, (40, 120))
+    screen, terminal = openpty()
     start = time.perf_counter()
     process = subprocess.Popen(
         command,
         env={**os.environ, **(environment or {})},
+        cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=terminal,
         stderr=terminal,
     )
     os.close(terminal)
     chunks = []
-    with suppress(OSError):  # what Linux says once nobody can write there any more
+    with suppress(OSError):  # Linux raises it at the end of a terminal's output
         while chunk := os.read(screen, 65536):
             chunks.append(chunk)
     os.close(screen)
-    _, status, usage = os.wait4(process.pid, 0)
+    peak_mb = float("nan")
+    if hasattr(os, "wait4"):
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        peak_mb = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6  # macOS counts bytes, Linux kB
     seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
     output = b"".join(chunks).decode(errors="replace").replace("\r\n", "\n")
-    if process.returncode:
+    if process.wait():
         sys.exit(f"{' '.join(command)} failed with exit code {process.returncode}:\n{output[-4000:]}")
-    return Done(output, seconds, usage.ru_maxrss * 1024 / 1e6)
+    return Done(output, seconds, peak_mb)
 
 
 def machine() -> dict[str, Any]:
-    """Return what measurements depend on: the date, the processor, and the versions this interpreter runs."""
-    processor = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    """Return what a measurement depends on: the date, the processor, and the versions of this interpreter."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.*)", info.read_text(), re.MULTILINE) if info.exists() else None
+    packages = ("mnist-lightning", "torch", "lightning", "torchmetrics", "numpy")
     return {
         "date": date.today().isoformat(),
-        "cpu": processor[1] if processor else "unknown",
-        "cores": len(os.sched_getaffinity(0)),
-        "versions": {
-            "python": sys.version.split()[0],
-            **{name: version(name) for name in ("mnist-lightning", "torch", "lightning", "torchmetrics", "numpy")},
-        },
+        "cpu": found[1] if found else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
 
 

@@ -1,19 +1,17 @@
-"""Measure how many images a second `Trainer.predict` classifies, beside the network alone.
+"""Measure how many images a second are classified: by a Trainer, by `run.predict(images)`, and by the network alone.
 
-    python benchmarks/predict.py [--data_dir data] [--output predict.json]
+    python benchmarks/predict.py [--data_dir data] [--rounds 10]
 
-The default network, untrained, classifies MNIST's test images six times over, so that setting up counts for little.
-The data are in memory for both. The network alone scales a batch of bytes and computes logits; the trainer runs the
-data module's loader and gives digits with their probabilities, and is measured as a whole call. Batch sizes take turns.
+The default network, untrained, classifies MNIST's test images six times over. All three begin with bytes in memory and
+take turns. The network alone gives logits, at the best of several batch sizes; the others give probabilities.
 """
 
 import argparse
-import json
 import logging
 import statistics
+import tempfile
 import time
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
@@ -23,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mnist_lightning import MLP, MNIST, DigitClassifier
+from mnist_lightning import MLP, MNIST, DigitClassifier, Run
 from mnist_lightning.data.base import DEFAULT_DATA_DIR, Split
 
-SIZES = (100, 250, 500, 1000, 2000, 5000, 10_000)
+SIZES = (250, 500, 1000, 2000, 5000)
 TIMES = 6
 
 
@@ -40,65 +38,47 @@ class Repeated(MNIST):
 
 
 @torch.inference_mode()
-def alone(net: nn.Module, images: Tensor, size: int) -> float:
-    """Return how many images a second the network classifies in batches of a size."""
+def alone(net: nn.Module, images: Tensor, size: int) -> None:
+    """Compute the logits of all images."""
     net.eval()
-    start = time.perf_counter()
     for batch in torch.split(images, size):
         net(batch.unsqueeze(1).float().div_(255))
-    return len(images) / (time.perf_counter() - start)
 
 
-def with_trainer(module: DigitClassifier, data: Repeated, size: int) -> float:
-    """Return how many images a second the trainer classifies in batches of a size."""
-    data.eval_batch_size = size
-    predicting = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    start = time.perf_counter()
-    predicting.predict(module, datamodule=data, return_predictions=False)
-    seconds = time.perf_counter() - start
-    assert data.test_set is not None
-    return len(data.test_set) / seconds
-
-
-def comparison(medians: Mapping[str, Mapping[int, float]], default: int) -> str:
-    """Return the table a person reads, and the line it comes to."""
-    rows = []
-    for size in SIZES:
-        network, trainer = medians["network"][size], medians["trainer"][size]
-        rows.append([f"{size:,}", f"{network:,.0f}", f"{trainer:,.0f}", f"{trainer / network:.2f}"])
-    best = max(SIZES, key=lambda size: medians["network"][size])
-    ratio = medians["trainer"][default] / medians["network"][best]
-    summary = f"Trainer.predict at its default, {default:,}, / network alone at its best, {best:,}: {ratio:.2f}"
-    return measure.table(["batch", "network, images/s", "Trainer.predict", "ratio"], rows) + f"\n\n{summary}"
+def by_trainer(module: DigitClassifier, data: Repeated) -> None:
+    """Predict with a new trainer."""
+    off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    L.Trainer(accelerator="cpu", **off).predict(module, datamodule=data)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default=DEFAULT_DATA_DIR, help="folder with MNIST; downloaded if missing")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--output", type=Path, metavar="JSON", help="where to write all figures")
     args = parser.parse_args()
 
-    for message in ("does not have many workers", "LeafSpec"):  # the data are in memory; Lightning 2.6 on torch 2.15
-        warnings.filterwarnings("ignore", message=f".*{message}")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # each trainer would say what devices there are
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     data, module = Repeated(args.data_dir), DigitClassifier(MLP())
-    default = data.eval_batch_size
     data.prepare_data()
     data.setup("predict")
     assert data.test_set is not None
-    images = data.test_set.tensors[0]
-    with_trainer(module, data, default)  # the first call imports and allocates
-    runs: dict[str, dict[int, list[float]]] = {who: {size: [] for size in SIZES} for who in ("network", "trainer")}
-    for _ in range(args.rounds):
-        for size in SIZES:
-            runs["network"][size].append(alone(module.net, images, size))
-            runs["trainer"][size].append(with_trainer(module, data, size))
-    medians = {who: {size: statistics.median(of) for size, of in sizes.items()} for who, sizes in runs.items()}
-    print(comparison(medians, default))
-    if args.output is not None:
-        about = {**measure.machine(), "rounds": args.rounds, "images": len(images)}
-        args.output.write_text(json.dumps({**about, "medians": medians, "runs": runs}, indent=2) + "\n")
+    images = data.test_set.images
+    run = Run(Path(tempfile.gettempdir()), None, module, data)  # predict(images) writes nothing
+    ways: dict[str, Callable[[], object]] = {
+        f"network alone, batch {size:,}": lambda size=size: alone(module.net, images, size) for size in SIZES
+    }
+    ways |= {"run.predict(images)": lambda: run.predict(images), "Trainer.predict": lambda: by_trainer(module, data)}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(args.rounds + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if number:  # the first round imports and allocates
+                seconds[name].append(time.perf_counter() - start)
+    rates = {name: len(images) / statistics.median(times) for name, times in seconds.items()}
+    best = max(rate for name, rate in rates.items() if name.startswith("network"))
+    rows = [[name, f"{rate:,.0f}", f"{rate / best:.2f}"] for name, rate in rates.items()]
+    print(measure.table(["", "images/s", "/ network at its best"], rows))
 
 
 if __name__ == "__main__":

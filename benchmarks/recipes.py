@@ -1,48 +1,42 @@
-"""Run recipes over seeds and print a row of the README's table for each: mean and standard deviation.
+"""Train and test recipes over seeds, and print a table: accuracy as mean and standard deviation, and seconds.
 
-    python benchmarks/recipes.py --data_dir data
+    python benchmarks/recipes.py [CONFIG ...] [--seeds 42 43 44 45 46] [--data_dir data]
 
-Each run is one `fit` and one `test`, in processes of their own. Nothing is chosen by the test figures. Kaggle's recipe
-has no labels to test on, and runs on Kaggle's format written from MNIST (see kaggle_csv.py).
+Each fit is a process of its own. Nothing is chosen by the test accuracy. Kaggle's test images have no labels, so that
+recipe gets none; its data are MNIST in Kaggle's format (see kaggle_csv.py).
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import kaggle_csv
 import yaml
 
+from mnist_lightning import load_run
 from mnist_lightning.data.base import DEFAULT_DATA_DIR
 
-NAMES = ("mlp_32_16", "mlp_128", "kaggle", "default", "early_stopping", "fast")
-RECIPES = [Path(f"configs/{name}.yaml") for name in NAMES]
+CONFIGS = Path(__file__).parent.parent / "configs"
+RECIPES = [CONFIGS / f"{name}.yaml" for name in ("mlp_32_16", "mlp_128", "kaggle", "default", "early_stopping", "fast")]
 
 
-def run(config: Path, seed: int, data_dir: str | None, labelled: bool) -> tuple[dict[str, Any], float | None]:
-    """Train once, and test if there are labels; return the content of run.json and the test accuracy."""
-    program = [sys.executable, "-m", "mnist_lightning"]
-    with tempfile.TemporaryDirectory() as root:
-        where = ["--trainer.default_root_dir", root]
-        settings = ["--seed_everything", str(seed)] + (["--data.data_dir", data_dir] if data_dir else [])
-        subprocess.run([*program, "fit", "--config", str(config), *settings, *where], check=True, stdout=sys.stderr)
-        folder = Path(root) / "lightning_logs/version_0"
-        record = json.loads((folder / "run.json").read_text())
-        if not labelled:
-            return record, None
-        subprocess.run([*program, "test", *where], check=True, stdout=subprocess.DEVNULL)
-        return record, json.loads((folder / "report/metrics.json").read_text())["accuracy"]
+def run(config: Path, seed: int, data_dir: str | None, folder: str) -> tuple[float, float, float]:
+    """Train and test once; return validation accuracy, test accuracy (NaN without labels), and seconds."""
+    command = [sys.executable, "-m", "mnist_lightning", "fit", "--config", str(config), "--seed_everything", str(seed)]
+    command += ["--trainer.default_root_dir", folder] + (["--data.data_dir", data_dir] if data_dir else [])
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    trained = load_run(log_dir=Path(folder) / "lightning_logs")
+    accuracy = trained.test()["accuracy"] if trained.data.has_test_labels else float("nan")
+    return trained.record["best_val_acc"], accuracy, trained.record["fit_seconds"]
 
 
-def percent(values: list[float]) -> str:
-    """Format fractions as percent: mean ± sample standard deviation."""
-    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return f"{statistics.mean(values):.2%} ± {spread:.2%}"
+def percent(values: tuple[float, ...]) -> str:
+    """Format fractions as percent: mean and sample standard deviation."""
+    spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.2f}{spread}%"
 
 
 def main() -> None:
@@ -52,26 +46,21 @@ def main() -> None:
     parser.add_argument("--data_dir", help="folder with MNIST; the recipe's own by default")
     args = parser.parse_args()
 
-    rows = []
+    lines = [f"| recipe, {len(args.seeds)} seeds | validation | test | fit, median s |", "|---|---|---|---|"]
     for config in args.configs:
-        data = yaml.safe_load(config.read_text()).get("data", {})
-        labelled = data.get("class_path") != "mnist_lightning.Kaggle"
-        validation, test, seconds = [], [], []
+        is_kaggle = yaml.safe_load(config.read_text())["data"]["class_path"] == "mnist_lightning.Kaggle"
+        results = []
         with tempfile.TemporaryDirectory() as csv_dir:
-            if not labelled:
+            if is_kaggle:
                 kaggle_csv.write(args.data_dir or DEFAULT_DATA_DIR, Path(csv_dir))
             for seed in args.seeds:
-                record, accuracy = run(config, seed, args.data_dir if labelled else csv_dir, labelled)
-                validation.append(record["best_val_acc"])
-                seconds.append(record["fit_seconds"])
-                if accuracy is not None:
-                    test.append(accuracy)
-                tested = "" if accuracy is None else f"test {accuracy:.2%}, "
-                print(f"{config} seed {seed}: validation {validation[-1]:.2%}, {tested}{seconds[-1]:.1f} s", flush=True)
-        tested = percent(test) if test else "-"
-        rows.append(f"| {config.stem} | {percent(validation)} | {tested} | {statistics.median(seconds):.1f} |")
-    print(f"\n| recipe, {len(args.seeds)} seeds | validation | test | fit, median s |\n|---|---|---|---|")
-    print("\n".join(rows))
+                with tempfile.TemporaryDirectory() as folder:
+                    results.append(run(config, seed, csv_dir if is_kaggle else args.data_dir, folder))
+                print(f"{config.stem}, seed {seed}: validation, test, seconds {results[-1]}", flush=True)
+        validation, test, seconds = zip(*results, strict=True)
+        tested = "-" if is_kaggle else percent(test)
+        lines.append(f"| {config.stem} | {percent(validation)} | {tested} | {statistics.median(seconds):.1f} |")
+    print("\n" + "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""MNIST on PyTorch Lightning: a data module, a classifier, and a command line to train, test and predict."""
+"""MNIST on PyTorch Lightning: train, test and use a classifier of handwritten digits, in Python or by commands."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -7,27 +7,34 @@ if TYPE_CHECKING:
     from mnist_lightning.classifier import DigitClassifier
     from mnist_lightning.data.base import DigitDataModule
     from mnist_lightning.data.kaggle import Kaggle
-    from mnist_lightning.data.mnist import MNIST, FashionMNIST
+    from mnist_lightning.data.torchvision import KMNIST, MNIST, FashionMNIST
     from mnist_lightning.data.uci import UCIDigits
-    from mnist_lightning.models import MLP
+    from mnist_lightning.models.mlp import MLP
+    from mnist_lightning.pictures.recognize import recognize
+    from mnist_lightning.training.fit import fit
+    from mnist_lightning.training.run import Run, load_run
 
 __version__ = "0.1.0"
 
-__all__ = ["MLP", "MNIST", "DigitClassifier", "DigitDataModule", "FashionMNIST", "Kaggle", "UCIDigits"]
+__all__ = ["KMNIST", "MLP", "MNIST", "DigitClassifier", "DigitDataModule", "FashionMNIST", "Kaggle", "Run"]
+__all__ += ["UCIDigits", "fit", "load_run", "recognize"]
 
 _HOMES = {
-    "MLP": "models",
-    "DigitClassifier": "classifier",
-    "DigitDataModule": "data.base",
-    "MNIST": "data.mnist",
-    "FashionMNIST": "data.mnist",
-    "Kaggle": "data.kaggle",
-    "UCIDigits": "data.uci",
+    "classifier": ("DigitClassifier",),
+    "data.base": ("DigitDataModule",),
+    "data.kaggle": ("Kaggle",),
+    "data.torchvision": ("KMNIST", "MNIST", "FashionMNIST"),
+    "data.uci": ("UCIDigits",),
+    "models.mlp": ("MLP",),
+    "pictures.recognize": ("recognize",),
+    "training.fit": ("fit",),
+    "training.run": ("Run", "load_run"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: whoever wants the networks or the figures alone need not pay for Lightning.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    # Imported on first use: whoever wants the networks or the figures alone need not wait for Lightning.
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

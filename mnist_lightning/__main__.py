@@ -1,11 +1,19 @@
-"""``python -m mnist_lightning``."""
+"""``python -m mnist_lightning``, and the script ``mnist-lightning``."""
 
-import signal
+import os
 import sys
 
+
+def main() -> int:
+    """Run the command line, and return its exit code."""
+    # torch's threads would spin while they wait, which takes the cores of whatever else runs here.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if os.getcwd() not in sys.path:  # the script finds --model.net mynet.CNN beside it, as python -m does
+        sys.path.insert(0, os.getcwd())
+    from mnist_lightning.cli import main as run  # here, since torch reads the setting above when it is imported
+
+    return run(sys.argv[1:])
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while all that follows is imported there is nothing to be said
-
-    from mnist_lightning.cli import main
-
     sys.exit(main())

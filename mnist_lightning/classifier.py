@@ -1,22 +1,24 @@
 """The training recipe as a LightningModule: which loss, which metrics, which optimizer."""
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from mnist_lightning.checkpoints import HYPERPARAMETERS, check_made_by, check_names, load_checkpoint
 from mnist_lightning.errors import InputError
+from mnist_lightning.settings import from_settings, is_plain, to_settings
 
 Stage = Literal["train", "val", "test"]
+Batch = tuple[Tensor, Tensor]
 
 
 class DigitClassifier(L.LightningModule):
@@ -28,14 +30,14 @@ class DigitClassifier(L.LightningModule):
     Args:
         net: Network from float images ``(B, 1, 28, 28)`` in [0, 1] to logits ``(B, 10)``.
         optimizer: Makes the optimizer from the parameters. The default is Keras's Adam.
-        lr_scheduler: Makes the learning rate scheduler from the optimizer; none by default.
-        lr_scheduler_interval: When the scheduler steps: after each epoch or after each update (OneCycleLR needs
-            ``step``).
+        lr_scheduler: Makes the learning rate scheduler from the optimizer; none by default. One that takes
+            ``total_steps``, such as OneCycleLR, gets the run's number of updates, and steps after each.
+        lr_scheduler_interval: When any other scheduler steps: after each epoch or after each update.
     """
 
     train_loss: MeanMetric
     train_acc: MulticlassAccuracy
-    PENDING = 100  # updates whose training metrics are added up in one go
+    PENDING = 100  # updates whose training metrics are computed together: one by one would slow down training
 
     def __init__(
         self,
@@ -45,149 +47,127 @@ class DigitClassifier(L.LightningModule):
         lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
         super().__init__()
-        with warnings.catch_warnings(action="ignore"):  # of the module among them, which goes in a moment
+        with warnings.catch_warnings(action="ignore"):  # about the network in it, which becomes settings
             self.save_hyperparameters()
-        # The command line stores these as class paths. Live objects would make a checkpoint that weights-only
-        # loading refuses, so they stay out of it and are passed again to load_from_checkpoint.
-        for name in ("net", "optimizer", "lr_scheduler"):
-            if callable(self.hparams[name]):
+        # Only plain values: a checkpoint that holds objects could run code, and weights-only loading refuses it.
+        for name, value in list(self.hparams.items()):
+            plain = to_settings(value) if isinstance(value, nn.Module) else value
+            if name.startswith("_") or plain is None or not is_plain(plain):
                 del self.hparams[name]
+            else:
+                self.hparams[name] = plain
         self.net = net
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
+        self.lr: float | None = None  # what Lightning's LearningRateFinder suggests; it sets the optimizer's too
 
         # validate_args would look at every batch for labels outside 0-9; the data modules checked them once.
         per_class: dict[str, Any] = {"num_classes": 10, "validate_args": False}
         for stage in ("train", "val", "test"):
-            setattr(self, f"{stage}_loss", MeanMetric())
+            setattr(self, f"{stage}_loss", MeanMetric(nan_strategy=float("nan")))
             setattr(self, f"{stage}_acc", MulticlassAccuracy(average="micro", **per_class))
         self.test_confusion = MulticlassConfusionMatrix(**per_class)  # rows true, columns predicted
         self.test_counts: Tensor | None = None
-        self._pending: list[tuple[int, Tensor, Tensor, Tensor]] = []  # index, loss, logits, labels of training batches
-        self._lr = 0.0  # that the epoch started with: at its end the scheduler has already moved on
+        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []  # loss, logits, labels of training batches
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: str | Path, *, weights_only: bool | None = True, **kwargs: Any
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = "cpu",
+        *,
+        strict: bool = True,
+        weights_only: bool = True,
+        **kwargs: Any,
     ) -> Self:
-        """Make the model that a checkpoint file is of.
+        """Make the model of a checkpoint file.
 
         Args:
             checkpoint_path: The file.
-            weights_only: Whether to refuse code in the file, and names in it of classes that are not torch's or ours.
-            **kwargs: What Lightning takes, and arguments of ``__init__`` that take the place of the checkpoint's.
+            map_location: Where to load the weights.
+            strict: Whether the names of the weights must be the network's.
+            weights_only: Whether the file is a stranger's: it is read as weights and plain values, and may name only
+                classes of torch and of this package. Give ``net=`` for a network of your own.
+            **kwargs: Arguments of ``__init__``; they replace the checkpoint's.
 
         Raises:
-            InputError: If the file is refused, or is no checkpoint of this class.
+            InputError: If the file is not a checkpoint, or names another class, or fits another network.
         """
-        if weights_only is not False:
-            path = Path(checkpoint_path)
-            checkpoint = load_checkpoint(path)
-            check_made_by(path, checkpoint, cls)
-            for key in HYPERPARAMETERS:
-                taken = {name: value for name, value in checkpoint.get(key, {}).items() if name not in kwargs}
-                check_names(path, {key: taken})
-        return super().load_from_checkpoint(checkpoint_path, weights_only=weights_only, **kwargs)
+        checkpoint = read_checkpoint(checkpoint_path, map_location, weights_only)
+        given = {name: value for name, value in checkpoint["hyper_parameters"].items() if name not in kwargs}
+        arguments = {name: from_settings(value, trusted=not weights_only) for name, value in given.items()} | kwargs
+        if "net" not in arguments:
+            raise InputError(f"{checkpoint_path} does not say which network it is for: give net=...")
+        model = cls(**arguments)
+        load_weights(model, checkpoint, checkpoint_path, strict)
+        return model
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits ``(B, 10)`` of float images ``(B, 1, 28, 28)`` in [0, 1]."""
         logits: Tensor = self.net(images)
         return logits
 
-    def _loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         images, labels = batch  # (B, 1, 28, 28), (B,)
         logits = self(images)  # (B, 10)
+        if logits.shape != (len(labels), 10):
+            raise InputError(
+                f"the network must return logits (B, 10), got {tuple(logits.shape)} for {len(labels)} images"
+            )
         return F.cross_entropy(logits, labels), logits
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: Stage) -> Tensor:
-        loss, logits = self._loss(batch)
+    def _evaluate(self, batch: Batch, stage: Stage) -> Tensor:
+        loss, logits = self._step(batch)
         getattr(self, f"{stage}_loss").update(loss, weight=len(logits))
         getattr(self, f"{stage}_acc").update(logits, batch[1])
         return logits
 
     def _measure_pending(self) -> None:
-        """Update the training metrics with the batches since the last time: one by one would slow down training."""
-        if self._pending:
-            _, losses, logits, labels = zip(*self._pending, strict=True)
-            self._pending.clear()
-            sizes = torch.tensor([len(batch) for batch in labels], device=self.device)
-            self.train_loss.update(torch.stack(losses), weight=sizes)
-            self.train_acc.update(torch.cat(logits), torch.cat(labels))
+        losses, logits, labels = zip(*self._pending, strict=True)
+        self._pending.clear()
+        sizes = torch.tensor([len(batch) for batch in labels], device=self.device)
+        self.train_loss.update(torch.stack(losses), weight=sizes)
+        self.train_acc.update(torch.cat(logits), torch.cat(labels))
 
     def _log_epoch(self, stage: Stage) -> None:
         metrics = {f"{stage}/{name}": getattr(self, f"{stage}_{name}") for name in ("loss", "acc")}
-        # At an epoch's end a progress bar would still show the training metrics of the epoch before.
+        # At the end of an epoch a progress bar would still show the training metrics of the epoch before.
         self.log_dict(metrics, prog_bar=stage != "train")
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the batch's mean cross-entropy."""
-        if len(self._pending) >= self.PENDING:  # before this batch is one of them: its update may yet fail
-            self._measure_pending()
-        loss, logits = self._loss(batch)
-        self._pending.append((batch_idx, loss.detach(), logits.detach(), batch[1]))
-        return loss
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Add the batch to the validation metrics; return its logits ``(B, 10)``, for callbacks."""
-        return self._evaluate(batch, "val")
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Add the batch to the test metrics; return its logits ``(B, 10)``, for callbacks."""
-        logits = self._evaluate(batch, "test")
-        self.test_confusion.update(logits, batch[1])
-        return logits
-
     def on_train_epoch_start(self) -> None:
-        """Note the learning rate."""
-        self._lr = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        """Note the learning rate: at the end of the epoch the scheduler has already changed it."""
+        self._epoch_lr = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        self._pending.clear()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the batch's mean cross-entropy."""
+        loss, logits = self._step(batch)
+        self._pending.append((loss.detach(), logits.detach(), batch[1]))
+        if len(self._pending) >= self.PENDING:
+            self._measure_pending()
+        return loss
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training metrics, and the learning rate it started with."""
-        self._measure_pending()
-        if self.train_loss.update_called:  # not where an epoch that was over is resumed without its metrics
-            self._log_epoch("train")
-            self.log("lr", self._lr, sync_dist=True)
+        if self._pending:
+            self._measure_pending()
+        self._log_epoch("train")
+        self.log("lr", self._epoch_lr, sync_dist=True)
 
-    def epoch_state(self, batches: int) -> dict[str, Any]:
-        """Return what the training metrics know of the epoch's first batches, on the CPU: to go on with the epoch."""
-        metrics: dict[str, Any] = {"train_loss": self.train_loss, "train_acc": self.train_acc}
-        return {
-            "lr": self._lr,
-            "pending": [
-                (index, *(value.cpu() for value in batch)) for index, *batch in self._pending if index < batches
-            ],
-            "metrics": {
-                name: (metric._update_count, {key: value.cpu() for key, value in metric.metric_state.items()})
-                for name, metric in metrics.items()
-            },
-        }
-
-    def load_epoch_state(self, state: dict[str, Any]) -> None:
-        """Go on from what ``epoch_state`` returned.
-
-        Raises:
-            ValueError: If a value is of another shape or type than a metric's.
-        """
-        self._lr = float(state["lr"])
-        self._pending = []
-        for index, *batch in state["pending"][-self.PENDING :]:
-            loss, logits, labels = (value.to(self.device) for value in batch)
-            if loss.shape != () or logits.shape != (len(labels), 10):
-                raise ValueError(f"a batch has loss {tuple(loss.shape)}, logits {tuple(logits.shape)}")
-            self._pending.append((int(index), loss, logits, labels))
-        for name in ("train_loss", "train_acc"):
-            metric = getattr(self, name)
-            update_count, values = state["metrics"][name]
-            metric._update_count = int(update_count)
-            for key, own in metric.metric_state.items():
-                if (values[key].shape, values[key].dtype) != (own.shape, own.dtype):
-                    raise ValueError(f"{name}.{key} is {values[key].dtype} {tuple(values[key].shape)}")
-                setattr(metric, key, values[key].to(self.device))
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Add the batch to the validation metrics; return its logits ``(B, 10)``, for callbacks."""
+        return self._evaluate(batch, "val")
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
         self._log_epoch("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Add the batch to the test metrics; return its logits ``(B, 10)``, for callbacks."""
+        logits = self._evaluate(batch, "test")
+        self.test_confusion.update(logits, batch[1])
+        return logits
 
     def on_test_epoch_end(self) -> None:
         """Log the test metrics and keep the confusion matrix in ``test_counts``."""
@@ -195,30 +175,81 @@ class DigitClassifier(L.LightningModule):
         self.test_counts = self.test_confusion.compute()
         self.test_confusion.reset()
 
-    def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Classify a batch whose first element is the images; labels, if there are any, are not used.
-
-        Returns:
-            ``digit`` ``(B,)``, its probability ``confidence`` ``(B,)``, and ``probabilities`` ``(B, 10)``.
-        """
-        probabilities = self(batch[0]).float().softmax(dim=1)
-        confidence, digit = probabilities.max(dim=1)
-        return {"digit": digit, "confidence": confidence, "probabilities": probabilities}
+    def predict_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        """Return the probabilities ``(B, 10)`` of a batch whose first element is the images."""
+        logits: Tensor = self(batch[0])
+        return logits.float().softmax(dim=1)
 
     def configure_optimizers(self) -> Any:
-        """Call the factories, the scheduler's if there is one.
+        """Make the optimizer, and the scheduler if there is one.
 
         Raises:
             InputError: If one refuses its settings, such as a negative learning rate.
         """
         try:
             optimizer = self.optimizer(self.parameters())
-            scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
-        except (ValueError, TypeError) as error:
+            length = self._schedule_length()
+            scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer, **length)
+        except (ValueError, TypeError, OverflowError) as error:
             raise InputError(f"the optimizer or the learning rate scheduler was refused: {error}") from error
+        clips = self.trainer.gradient_clip_val and isinstance(self.trainer.precision_plugin, MixedPrecision)
+        if clips and optimizer.defaults.get("fused"):
+            raise InputError(
+                f"{type(optimizer).__name__} with fused=True cannot clip gradients in mixed precision: "
+                "add --model.optimizer Adam --model.optimizer.fused false"
+            )
         if scheduler is None:
             return optimizer
-        schedule: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
+        schedule: dict[str, Any] = {
+            "scheduler": scheduler,
+            "interval": "step" if length else self.lr_scheduler_interval,
+        }
         if isinstance(scheduler, ReduceLROnPlateau):
             schedule["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _schedule_length(self) -> dict[str, int]:
+        """Return the run's number of updates for a schedule that asks for it, such as OneCycleLR, and has none."""
+        given = getattr(self.lr_scheduler, "keywords", {})  # the command line makes a partial, with every argument
+        asks = "total_steps" in given or getattr(self.lr_scheduler, "func", None) is OneCycleLR
+        if not asks or given.get("total_steps") or given.get("epochs"):
+            return {}
+        return {"total_steps": int(self.trainer.estimated_stepping_batches)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let a resumed schedule have the length of this run, which may now train longer."""
+        for state in checkpoint.get("lr_schedulers", []):
+            for name in ("total_steps", "_schedule_phases"):
+                state.pop(name, None)
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:
+    """Read a checkpoint file as weights and plain values; code in it does not run.
+
+    Raises:
+        InputError: If the file is missing, damaged, or not a checkpoint of this package.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about how the file was pickled
+            checkpoint = torch.load(path, map_location, weights_only=weights_only)
+        state, settings = checkpoint["state_dict"], checkpoint.setdefault("hyper_parameters", {})
+        if not all(isinstance(value, Tensor) for value in state.values()) or not isinstance(settings, dict):
+            raise TypeError("it holds something else than weights and settings")
+    except Exception as error:  # damaged bytes may raise anything
+        reason = getattr(error, "strerror", None) or "it is damaged, or holds more than weights and plain values"
+        raise InputError(f"cannot read the checkpoint {path}: {reason}; give one that fit wrote") from error
+    content: dict[str, Any] = checkpoint
+    return content
+
+
+def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path, strict: bool = True) -> None:
+    """Load a checkpoint's weights into a model.
+
+    Raises:
+        InputError: If they are for another network; the first difference is named.
+    """
+    try:
+        model.load_state_dict(checkpoint["state_dict"], strict=strict)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise InputError(f"{path} is for another network: {reason:.200}") from error

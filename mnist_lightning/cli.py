@@ -1,454 +1,362 @@
-"""The command line: its verbs, and what each does when it is told nothing more."""
+"""The command line: each verb parses, calls the library, and prints."""
 
+import argparse
 import logging
 import os
-import shlex
+import re
 import signal
 import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError
-from jsonargparse._typehints import ActionTypeHint
+from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 
-from mnist_lightning import runs, signals
-from mnist_lightning.callbacks import CalmProgressBar, EpochLines, RunRecord, SaveRunConfig
-from mnist_lightning.checkpoints import check_fits, check_made_by, check_names, load_checkpoint
-from mnist_lightning.classifier import DigitClassifier
-from mnist_lightning.data import kaggle, mnist, uci  # noqa: F401  --data finds them by name once they are imported
+from mnist_lightning.classifier import DigitClassifier, read_checkpoint
+from mnist_lightning.data import kaggle, torchvision, uci  # noqa: F401  --data finds them by name once imported
 from mnist_lightning.data.base import DigitDataModule
-from mnist_lightning.describe import describe
 from mnist_lightning.errors import InputError, condense, printable, refusals
-from mnist_lightning.evaluation import report
-from mnist_lightning.files import sweep
-from mnist_lightning.loggers import HistoryLogger, TensorBoardRunLogger
-from mnist_lightning.loop import use_direct_loop
-from mnist_lightning.request import VERBS, read_settings, resolve, runs_root
-from mnist_lightning.restoring import check_resumable, refuse_damage
-from mnist_lightning.resume import LastCheckpoint, make_resumable
-from mnist_lightning.writers import PictureWriter, PredictionWriter, ReportWriter
+from mnist_lightning.files import write_atomic
+from mnist_lightning.report import text
+from mnist_lightning.training.callbacks import ValidationFigures  # noqa: F401  --trainer.callbacks finds it by name
+from mnist_lightning.training.fit import fit
+from mnist_lightning.training.run import LOG_DIR, Run, as_list, find_checkpoint, load_run, read_config
 
-PROGRAM = "python -m mnist_lightning"
+PROGRAM = "mnist-lightning" if Path(sys.argv[0]).stem == "mnist-lightning" else "python -m mnist_lightning"
+DEBUG_SWITCH = "MNIST_LIGHTNING_DEBUG"
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+VERBS = {
+    "fit": "Train, and keep the checkpoint with the best validation accuracy.",
+    "validate": "Measure a checkpoint on the validation images.",
+    "test": "Measure a checkpoint on the test images, and write a report.",
+    "predict": "Classify the test images, or the digits in your own pictures.",
+    "describe": "Print and draw what a data set holds: its digits, its pixels, its splits.",
+    "doctor": "Check in seconds whether a machine or a cluster allocation is fit for a run.",
+}
+OPTIONS = {
+    "name": "Name of the run folder in lightning_logs; version_N by default.",
+    "ckpt_path": "Resume a run in its own folder, with its own settings: the folder, or last for the newest run.",
+    "init_from": "Start with the weights of another run: its folder, or a checkpoint file.",
+}
 CKPT_PATH = (
-    "A checkpoint file, a run folder (its best checkpoint), or 'best' or 'last' of the newest run; by default the best "
-    "of the newest run. The data settings are the run's own unless flags say otherwise."
-)
-CKPT_PATH_OF_FIT = (
-    "What to resume from: a run folder, or 'last' for the newest run, to go on in that folder with its own settings; "
-    "or another checkpoint file, to start a new run from it. Model settings stay the checkpoint's, whatever the flags."
+    "A run folder (its best checkpoint), a checkpoint file, or best or last of the newest run; the best of the newest "
+    "run by default. The data settings are the run's own unless flags say otherwise."
 )
 IMAGES = "Pictures of digits to read instead of the test images: PNG, JPEG, BMP, GIF, TIFF, WebP, or folders of them."
-STRICT: dict[str, Any] = {"allow_abbrev": False, "exit_on_error": False}
-DEBUG_SWITCH = "MNIST_LIGHTNING_DEBUG"
+NOT_NEWS = re.compile(  # log messages that say nothing, or what is said better elsewhere
+    r"💡|Seed set to|GPU available|TPU available: False|Restor(ing|ed all) states|`Trainer.fit` stopped: `max_epochs|"
+    r"Detected KeyboardInterrupt"
+)
+NO_WARNING = (  # about what neither the user nor we can change
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated|"  # Lightning 2.6 on torch 2.15
+    r"The number of training batches \(\d+\) is smaller than the logging interval|"  # all is logged per epoch
+    r"Checkpoint directory .* exists and is not empty|"  # a run that is resumed
+    r"The `srun` command is available on your system but is not used"  # it is where SLURM is, wanted or not
+)
 
 
-_known_subclasses = ActionTypeHint.extra_help
+def parser_settings(verb: str) -> dict[str, Any]:
+    """Return the arguments of every verb's parser."""
+    prog = f"{PROGRAM} {verb}"
+    return {"prog": prog, "description": VERBS[verb], "allow_abbrev": False, "exit_on_error": False}
 
 
-def _few_known_subclasses(action: ActionTypeHint) -> str:
-    """Leave out of --help the list of every nn.Module there is: some 600 lines, twice."""
-    text: str = _known_subclasses(action)  # type: ignore[no-untyped-call]
-    return text if len(text) < 2000 else ", any import path of such a class"
-
-
-ActionTypeHint.extra_help = _few_known_subclasses  # type: ignore[method-assign]
-
-
-class DigitCLI(LightningCLI):
-    """LightningCLI for ``DigitClassifier`` and the data modules, with one folder per run."""
-
-    exit_code = 0
+class FitCLI(LightningCLI):
+    """LightningCLI's parser of the model, the data and the Trainer, and the objects it makes of them."""
 
     def __init__(self, args: Sequence[str]) -> None:
-        self._first = args[0] if args else None
         super().__init__(
             DigitClassifier,
             DigitDataModule,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            save_config_callback=SaveRunConfig,
+            save_config_callback=None,
             seed_everything_default=42,
             trainer_defaults={"max_epochs": 10, "enable_model_summary": False},
-            parser_kwargs={
-                "prog": PROGRAM,
-                "description": "Train, test and use a classifier of handwritten digits.",
-                **STRICT,
-            },
+            parser_kwargs=parser_settings("fit"),
             args=list(args),
+            run=False,
         )
-
-    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
-        """Build the parser, and say in --help what Lightning's own docstrings leave out or say otherwise."""
-        super().setup_parser(*args, **kwargs)
-        assert self.parser._subcommands_action is not None
-        for verb in ("describe", "doctor"):  # for --help alone: main takes these verbs elsewhere
-            self.parser._subcommands_action.add_subcommand(verb, LightningArgumentParser())
-        for choice in self.parser._subcommands_action._choices_actions:
-            choice.help = VERBS[choice.dest]
-
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Build the parser of a verb, or where another one is asked for an empty one: building takes a while."""
-        if self._first in ("-h", "--help") or (self._first in VERBS and self._first != subcommand):
-            return LightningArgumentParser()
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        parser.description = VERBS[subcommand]
-        options = {action.dest: action for action in parser._actions}
-        options["ckpt_path"].help = CKPT_PATH_OF_FIT if subcommand == "fit" else CKPT_PATH
-        options["trainer.default_root_dir"].help = "Folder of lightning_logs; by default where you are."
-        if subcommand == "predict":
-            parser.add_argument("--images", type=str, nargs="+", default=None, metavar="FILE_OR_FOLDER", help=IMAGES)
-        return parser
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Return the verbs and what their flags leave out: checkpoints load weights only, and tables are ours."""
-        hidden = {"weights_only", "verbose", "return_predictions"}
-        return {verb: skip | hidden for verb, skip in LightningCLI.subcommands().items()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the checkpoint callbacks and the defaults of the recipe."""
+        """Add what is not the model's, the data's or the Trainer's, and the defaults of the recipe."""
+        for name, description in OPTIONS.items():
+            parser.add_argument(f"--{name}", type=str | None, default=None, help=description)
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
-        parser.set_defaults(
-            {
-                "model.net": {"class_path": "mnist_lightning.MLP"},
-                "data": {"class_path": "mnist_lightning.MNIST"},
-                "checkpoint.monitor": "val/acc",
-                "checkpoint.mode": "max",
-                "checkpoint.filename": "best",
-                "checkpoint.auto_insert_metric_name": False,
-                "checkpoint.enable_version_counter": False,
-            }
-        )
+        best = {"monitor": "val/acc", "mode": "max", "filename": "best", "enable_version_counter": False}
+        parser.set_defaults({f"checkpoint.{name}": value for name, value in best.items()})
+        classes = {"model.net": "mnist_lightning.MLP", "data": "mnist_lightning.MNIST"}
+        parser.set_defaults({name: {"class_path": path} for name, path in classes.items()})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the resolved arguments and check the checkpoint before anything else reads it."""
-        self.request = resolve(args)
-        self.checkpoint: dict[str, Any] = {}
-        if self.request.checkpoint is not None:
-            self.checkpoint = load_checkpoint(self.request.checkpoint)
-            check_made_by(self.request.checkpoint, self.checkpoint, DigitClassifier)
-            if args[0] == "fit":
-                check_resumable(self.request.checkpoint, self.checkpoint)
-        self.config = parser.parse_args(self.request.args)
-        verb = self.config.subcommand
-        if verb != "fit" and self.request.checkpoint is None:
-            raise InputError(f"{verb} must be the first argument, to find its checkpoint")
-        if self.request.checkpoint is not None:
-            own = {} if self.request.run is None else read_settings(self.request.run / runs.CONFIG)
-            check_names(self.request.checkpoint, self.checkpoint, self.config[verb].model.as_dict(), own.get("model"))
-            # Lightning would download a file whose path begins with "http".
-            self.config[verb].ckpt_path = os.path.join(os.curdir, self.request.checkpoint)
-        seed = self.config[verb].seed_everything
+        """Parse, and check that the settings can be written to ``config.yaml`` and read back."""
+        if {"-h", "--help"} & set(args):  # the list of every nn.Module there is has some 600 lines
+            print(re.sub(r"known\s+subclasses:[^)]{2000,}", "any import path of such a class", parser.format_help()))
+            raise SystemExit(0)
+        self.config = parser.parse_args(args)
+        config = self.config.clone()
+        config.name = config.ckpt_path = config.init_from = None  # of this start, not of the recipe
+        self.text = parser.dump(config, skip_none=False)
+        if lost := re.search(r".*Unable to serialize.*", self.text):
+            raise InputError(f"test could not read this setting back from config.yaml: {lost[0].strip()}; change it")
+        seed = self.config.seed_everything
         if not isinstance(seed, bool) and not 0 <= seed < 2**32:
             raise InputError(f"--seed_everything must be in [0, 2**32), got {seed}")
-        self.files: list[str] = []
-        if verb == "predict" and self.config.predict.images is not None:
-            from mnist_lightning.data.pictures import picture_files  # here, since OpenCV takes a while to import
-
-            self.files = picture_files(self.config.predict.images)
-            self.config.predict.images = None  # what follows would check thousands of names again and again
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run a verb; where it is stopped, so are the processes that Lightning started for it."""
-        try:
-            super()._run_subcommand(subcommand)
-        except BaseException:
-            launcher = self.trainer.strategy.launcher
-            if isinstance(launcher, _SubprocessScriptLauncher):
-                launcher.kill(signal.SIGTERM)
-            raise
 
     def instantiate_classes(self) -> None:
-        """Make the data module, the model and the trainer."""
+        """Make the data module, the model, and what the Trainer is given."""
         with refusals():
             super().instantiate_classes()
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Check that the checkpoint fits the model, and make a trainer that writes into the run folder."""
-        if self.request.checkpoint is not None:
-            check_fits(self.request.checkpoint, self.checkpoint["state_dict"], self.model)
-            _say(f"Checkpoint: {self.request.checkpoint}{self.request.why}")
-        self.folder: Path | None = None
-        self.predictions: PictureWriter | PredictionWriter | None = None
-        with self._new_folder_discarded_without_results(), refusals():
-            trainer = super().instantiate_trainer(**self._trainer_settings(), **kwargs)
-        use_direct_loop(trainer)
-        make_resumable(trainer)
-        refuse_damage(trainer)
-        return trainer
-
-    def _trainer_settings(self) -> dict[str, Any]:
-        """Choose the run folder, and what this verb writes there with which callbacks and loggers."""
-        config = self._get(self.config_init, "trainer")
-        if config.barebones:
-            raise InputError("--trainer.barebones has no checkpoints and no logs, so it would leave nothing of the run")
-        if self.files and config.fast_dev_run:
-            raise InputError("--trainer.fast_dev_run writes nothing, so --images would have no answer: leave one out")
-        given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
-        has_bar = any(isinstance(callback, ProgressBar) for callback in given)
-        settings: dict[str, Any] = {}
-        callbacks: list[Callback] = []
-        loggers: list[Logger] = []
-        if self.subcommand != "fit":
-            self.save_config_callback = None
-        if config.fast_dev_run or config.enable_checkpointing is False:
-            for key in ("checkpoint", "last_checkpoint"):
-                self._parser(self.subcommand).callback_keys.remove(key)
-        if self.subcommand != "validate" and not config.fast_dev_run:
-            folder = self.folder = self._run_folder()
-            settings["default_root_dir"] = str(folder)
-            if self.subcommand == "fit":
-                continues = self.request.run is not None
-                if continues and _is_rank_zero():
-                    sweep(folder)
-                callbacks.append(RunRecord(folder, self._get(self.config, "seed_everything"), continues))
-                self._place_best_checkpoint(str(folder / runs.CHECKPOINTS))
-                self.save_config_kwargs = {"folder": folder}
-                resumed_step = self.checkpoint["global_step"] if continues else None
-                loggers = [TensorBoardRunLogger(folder, resumed_step), HistoryLogger(folder, resumed_step)]
-            elif self.subcommand == "test":
-                self.report = ReportWriter(folder)
-                callbacks.append(self.report)
-                loggers = [TensorBoardRunLogger(folder)]
-            elif self.files:
-                self.predictions = PictureWriter(folder, self.files)
-                # The files are read once and their table printed as they come: by one process, and without a bar.
-                settings |= {"devices": 1, "num_nodes": 1, "enable_progress_bar": has_bar}
-            else:
-                self.predictions = PredictionWriter(folder)
-        if config.logger in (None, True):
-            settings["logger"] = loggers or False
-        if self.predictions is not None:
-            callbacks.append(self.predictions)
-        shows_progress = settings.get("enable_progress_bar", config.enable_progress_bar) is not False
-        if not has_bar and shows_progress:
-            callbacks.append(CalmProgressBar() if sys.stdout.isatty() else EpochLines())
-        self.trainer_defaults["callbacks"] = callbacks
-        return settings
-
-    def _place_best_checkpoint(self, folder: str) -> None:
-        best = self._get(self.config_init, "checkpoint")
-        if best.dirpath is not None or best.filename != "best":
-            raise InputError("--checkpoint.dirpath and filename are fixed: test must find the best checkpoint")
-        if best.save_last:
-            raise InputError("--checkpoint.save_last is not needed: last.ckpt is kept without it")
-        best.dirpath = folder
-
-    def _run_folder(self) -> Path:
-        if self.request.run is not None:
-            return self.request.run
-        # Only rank 0 writes, so only it needs a folder of its own.
-        return runs.claim(self.request.root) if _is_rank_zero() else self.request.root
-
-    @contextmanager
-    def _new_folder_discarded_without_results(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            trainer: Trainer | None = getattr(self, "trainer", None)
-            trained = trainer is not None and trainer.global_step not in (0, self.checkpoint.get("global_step"))
-            if self.folder is not None and self.request.run is None and not trained and _is_rank_zero():
-                runs.discard(self.folder)
-            raise
-
-    def fit(self, **kwargs: Any) -> None:
-        """Train, and where that is stopped say how to go on."""
-        try:
-            with self._new_folder_discarded_without_results():
-                self.trainer.fit(weights_only=True, **kwargs)
-        except BaseException as error:
-            last = None if self.folder is None else self.folder / runs.CHECKPOINTS / runs.LAST
-            if last is not None and last.exists():
-                with suppress(InputError):  # what stopped the run is to be told, whatever else
-                    step = load_checkpoint(last)["global_step"]
-                    run = shlex.quote(str(self.folder))
-                    error.add_note(f"Saved: {step:,} updates. To go on: {PROGRAM} fit --ckpt_path {run}")
-            raise
-
-    def validate(self, **kwargs: Any) -> None:
-        """Measure the checkpoint on the validation images."""
-        self.trainer.validate(weights_only=True, verbose=False, **kwargs)
-
-    def test(self, **kwargs: Any) -> None:
-        """Measure the checkpoint on the test images."""
-        with self._new_folder_discarded_without_results():
-            self.trainer.test(weights_only=True, verbose=False, **kwargs)
-
-    def predict(self, **kwargs: Any) -> None:
-        """Classify the test images, or the digits in picture files."""
-        if self.files:
-            from mnist_lightning.data.picture_loader import picture_loader
-
-            loader = picture_loader(self.files)
-            kwargs |= {"datamodule": None, "dataloaders": loader}
-            if loader.num_workers:
-                torch.set_num_threads(1)  # the cores are the workers': there is far more to read than to compute
-        with self._new_folder_discarded_without_results():
-            self.trainer.predict(weights_only=True, return_predictions=False, **kwargs)
-
-    @rank_zero_only
-    def after_fit(self) -> None:
-        """Say what the run came to, where it is, and what to type next."""
-        if self.folder is None:
-            print("fast_dev_run: nothing was written")
-            return
-        record = runs.read_record(self.folder)  # a spawned process may have written it
-        assert record is not None
-        print(f"\n{report.fit_table(record, str(self.folder))}\n")
-        if self.checkpoint.get("global_step") == record["global_step"]:
-            print(f"Nothing was left to train; to go on, raise --trainer.max_epochs above {record['epochs']}.")
-        if (self.folder / runs.CHECKPOINTS / "best.ckpt").exists():
-            home = runs_root(None)
-            found = self.folder.parent == home and runs.newest(home) == self.folder
-            verb = "test" if self.datamodule.has_test_labels else "predict"
-            print(f"Next: {PROGRAM} {verb}{'' if found else f' --ckpt_path {self.folder}'}")
-
-    @rank_zero_only
-    def after_validate(self) -> None:
-        """Print the validation figures."""
-        metrics = self.trainer.callback_metrics
-        if metrics:
-            print(f"\nvalidation accuracy {metrics['val/acc']:.2%}   loss {metrics['val/loss']:.4f}")
-        else:
-            print("Nothing was measured.")
-
-    @rank_zero_only
-    def after_test(self) -> None:
-        """Print the test figures."""
-        if self.folder is not None and self.report.metrics:
-            print(f"\n{report.test_table(self.report.metrics)}\n\nReport: {self.report.folder / 'index.html'}")
-        else:
-            print("Nothing was written.")
-
-    @rank_zero_only
-    def after_predict(self) -> None:
-        """Say where the predictions are."""
-        written = [] if self.predictions is None else self.predictions.written
-        if isinstance(self.predictions, PictureWriter):
-            print(f"\n{self.predictions.summary()}")
-            self.exit_code = 1 if self.predictions.failures else 0
-        print(f"Written: {', '.join(map(str, written))}" if written else "Nothing was written.")
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Leave the Trainer to ``fit``."""
 
 
-def _is_rank_zero() -> bool:
-    return getattr(rank_zero_only, "rank", 0) == 0
+class CommandLine(Callback):
+    """Write the parsed settings to ``config.yaml``, and let signals stop the process.
+
+    Lightning 2.6 only notes SIGTERM and exits with 0, and on a SLURM cluster it requeues the job itself.
+    """
+
+    stopped_by: int = signal.SIGINT
+
+    def __init__(self, config: str = "") -> None:
+        self.config = config
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write the settings, now that they are known to work, and take the signals back from Lightning."""
+        if trainer.is_global_zero and self.config:
+            write_atomic(Path(trainer.default_root_dir) / "config.yaml", self.config)
+        self.listen()
+
+    @staticmethod
+    def listen(*_: Any) -> None:
+        """Raise KeyboardInterrupt on SIGINT, SIGTERM and SIGUSR1, and ignore those that follow."""
+        if threading.current_thread() is threading.main_thread():
+            for number in STOPPING:
+                signal.signal(number, CommandLine.stop)
+
+    @staticmethod
+    def stop(number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        CommandLine.stopped_by = number
+        for other in STOPPING:
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    on_validation_start = on_test_start = on_predict_start = listen  # type: ignore[assignment]
+
+
+def look_ahead(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Read what says which run is meant, and so what the defaults of the other flags are; and return the others."""
+    parser = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("-c", "--config", action="append", default=[])
+    parser.add_argument("--trainer.default_root_dir", "--default_root_dir", dest="root", default="")
+    known, rest = parser.parse_known_args(list(args))
+    known.log_dir = Path(known.root) / LOG_DIR
+    return known, rest
+
+
+def parse(verb: str, args: Sequence[str], own: dict[str, Any] | None = None, **options: dict[str, Any]) -> Namespace:
+    """Parse the flags of a verb that does not train: the data's, whose defaults are a run's own, and its options."""
+    known, rest = look_ahead(args)
+    parser = LightningArgumentParser(**parser_settings(verb))
+    parser.add_argument("--config", type=str, help="A recipe or a run's config.yaml: its data settings are used.")
+    parser.add_lightning_class_args(DigitDataModule, "data", subclass_mode=True)
+    if own is not None:
+        parser.add_argument("--ckpt_path", type=str, help=CKPT_PATH)
+        parser.add_lightning_class_args(Trainer, "trainer")
+    for name, option in options.items():
+        parser.add_argument(f"--{name}", **option)
+    data: dict[str, Any] = {"class_path": "mnist_lightning.MNIST"}
+    for config in (own or {}, *(read_config(Path(path)) for path in known.config)):
+        data = config.get("data") or data
+    init_args = {name: value for name, value in (data.get("init_args") or {}).items() if name != "augmentation"}
+    parser.set_defaults({"data": {"class_path": data.get("class_path"), "init_args": init_args}})
+    settings = parser.parse_args(rest)
+    with refusals():
+        return parser.instantiate_classes(settings)
+
+
+def trainer_kwargs(settings: Namespace, *callbacks: Callback) -> dict[str, Any]:
+    """Return the Trainer's arguments that were given, and the callbacks."""
+    given = {name: value for name, value in vars(settings).items() if value is not None}
+    return given | {"callbacks": [*callbacks, *as_list(given.get("callbacks"))]}
+
+
+def load(verb: str, args: Sequence[str], **options: dict[str, Any]) -> tuple[Run, dict[str, Any], Namespace]:
+    """Return the run that a verb is for, the Trainer's arguments, and the verb's options."""
+    known, _ = look_ahead(args)
+    file = Path() if {"-h", "--help"} & set(args) else find_checkpoint(known.ckpt_path, "best", known.log_dir)
+    config = file.parent.parent / "config.yaml"
+    parsed = parse(verb, args, read_config(config) if config.is_file() else {}, **options)
+    run = load_run(file, data=parsed.data, log_dir=known.log_dir)
+    say(f"Checkpoint: {file}" + ("" if known.ckpt_path else " (the best of the newest run)"))
+    return run, trainer_kwargs(parsed.trainer, CommandLine()), parsed
+
+
+def _fit(args: Sequence[str]) -> int:
+    known, _ = look_ahead(args)
+    last = step = None
+    if known.ckpt_path is not None:
+        last = find_checkpoint(known.ckpt_path, "last", known.log_dir)
+        step = read_checkpoint(last)["global_step"]
+        args = ["--config", str(last.parent.parent / "config.yaml"), *args]
+        say(f"Resuming: {last}")
+    cli = FitCLI(args)
+    made = cli.config_init
+    trainer = trainer_kwargs(made.trainer, CommandLine(cli.text))
+    if trainer.get("enable_checkpointing") is not False and not trainer.get("fast_dev_run"):
+        trainer["callbacks"].append(made.checkpoint)
+    seed = torch.initial_seed() % 2**32 if isinstance(made.seed_everything, bool) else made.seed_everything
+    names = {"name": made.name, "resume": last, "init_from": made.init_from}
+    run = fit(cli.model, cli.datamodule, seed=seed, **names, **trainer)
+    record = run.record
+    if not record:
+        say("fast_dev_run: nothing was written")
+        return 0
+    say(f"\n{text.fit_table(record, str(run.folder))}\n")
+    if step == record["global_step"]:
+        say(f"Nothing was left to train; to train on, raise --trainer.max_epochs above {record['epochs']}.")
+    if run.checkpoint and run.checkpoint.name == "best.ckpt":
+        where = "" if run.folder.parent == Path(LOG_DIR) else f" --ckpt_path {run.folder}"
+        say(f"Next: {PROGRAM} {'test' if run.data.has_test_labels else 'predict'}{where}")
+    return 0
+
+
+def _validate(args: Sequence[str]) -> int:
+    run, trainer, _ = load("validate", args)
+    metrics = run.validate(**trainer)
+    say(f"\nvalidation accuracy {metrics['accuracy']:.2%}   loss {metrics['loss']:.4f}")
+    return 0
+
+
+def _test(args: Sequence[str]) -> int:
+    run, trainer, _ = load("test", args)
+    metrics = run.test(**trainer)
+    report = run.folder / "report" / "index.html"
+    say(f"\n{text.test_table(metrics)}\n\nReport: {report}" if metrics else "fast_dev_run: nothing was written")
+    return 0
+
+
+def _predict(args: Sequence[str]) -> int:
+    run, trainer, parsed = load("predict", args, images={"type": str, "nargs": "+", "help": IMAGES})
+    if parsed.images is None:
+        run.predict(**trainer)
+        say(f"Written: {', '.join(map(str, run.written))}" if run.written else "fast_dev_run: nothing was written")
+        return 0
+    from mnist_lightning.pictures.recognize import picture_files, write_digits  # here, since OpenCV imports slowly
+
+    uses_gpu = torch.cuda.is_available() and trainer.get("accelerator") != "cpu"
+    net = run.model.net.to("cuda" if uses_gpu else "cpu")
+    return 1 if write_digits(run.folder, picture_files(parsed.images), net).failures else 0
+
+
+def _describe(args: Sequence[str]) -> int:
+    output = {"type": str, "help": "Folder to write to; lightning_logs/describe_<data> by default."}
+    parsed = parse("describe", args, output=output)
+    data: DigitDataModule = parsed.data
+    data.prepare_data()
+    data.setup()
+    splits = {"training": data.train_set, "validation": data.val_set, "test": data.test_set}
+    from mnist_lightning.report.describe import write_description  # here, since matplotlib imports slowly
+
+    folder = Path(parsed.output or f"{LOG_DIR}/describe_{type(data).__name__}")
+    described = write_description(folder, {name: split.arrays() for name, split in splits.items() if split is not None})
+    say(f"{type(data).__name__}\n\n{text.description_table(described)}\n\nWritten: {folder}/")
+    return 0
+
+
+def _doctor(args: Sequence[str]) -> int:
+    from mnist_lightning.doctor import doctor  # here, since no other verb needs it
+
+    started = "all there are, or as many as torchrun or srun started, by default."
+    options: dict[str, dict[str, Any]] = {
+        "default_root_dir": {"type": str, "help": "Folder of lightning_logs; the current folder by default."},
+        "accelerator": {"type": str, "default": "auto", "help": "What to run on: auto, cpu or gpu."},
+        "devices": {"type": int | str, "default": "auto", "help": f"Number of devices per node: {started}"},
+        "num_nodes": {"type": int | None, "default": None, "help": f"Number of nodes: {started}"},
+    }
+    parsed = parse("doctor", args, **options)
+    return doctor(parsed.data, look_ahead(args)[0].log_dir, parsed.accelerator, parsed.devices, parsed.num_nodes)
+
+
+COMMANDS = dict(zip(VERBS, (_fit, _validate, _test, _predict, _describe, _doctor), strict=True))
 
 
 @rank_zero_only
-def _say(text: str) -> None:
-    print(printable(text), flush=True)
+def say(line: str) -> None:
+    """Print a line, in the first process only."""
+    print(line, flush=True)
 
 
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{os.fsdecode(error.filename or 'writing failed')}: {error.strerror}"
-    return condense(str(error))
-
-
-def _complain(message: str, error: BaseException) -> None:
-    """Print what went wrong in one line, and what there is to be said of it beside that."""
+def complain(message: str, error: BaseException) -> None:
+    """Print on stderr what went wrong in one line, and the notes on it."""
     for line in (f"{PROGRAM}: {message}", *getattr(error, "__notes__", ())):
         print(printable(line), file=sys.stderr)
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Keep from the user what neither they nor we can act on."""
-    # Lightning 2.6 calls what jsonargparse 5 will remove.
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    for message in (
-        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 on torch 2.15
-        r"The '\w+' does not have many workers",  # the data are in memory: workers would slow it down
-        r"The number of training batches \(\d+\) is smaller than the logging interval",  # all is logged per epoch
-        r"Checkpoint directory .* exists and is not empty",  # a run that is continued
-        r"Be aware that when using `ckpt_path`, callbacks used to create",  # they only watch training
-        r"The `srun` command is available on your system but is not used",  # it is where SLURM is, wanted or not
-        r"The dirpath has changed from",  # the run was moved, or a new one starts from its checkpoint
-    ):
-        warnings.filterwarnings("ignore", message=f".*{message}")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(f"{name}.utilities.rank_zero").addFilter(_is_news)
-    logging.getLogger("lightning.fabric.utilities.seed").addFilter(_is_news)
-    threading.excepthook = _thread_excepthook
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 calls what version 5 removes
+    warnings.filterwarnings("ignore", message=f".*({NO_WARNING})")
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.seed"):
+        logging.getLogger(f"lightning.{name}").addFilter(lambda record: not NOT_NEWS.search(record.getMessage()))
 
 
-def _thread_excepthook(args: Any) -> None:
-    """Leave out the traceback of TensorBoard's writer where a disk is full: the main thread gets the same error."""
-    if not (issubclass(args.exc_type, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
-        threading.__excepthook__(args)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    told_better = (
-        "💡 Tip",
-        "Seed set to",  # run.json has it
-        "GPU available",  # fit says which device it trains on
-        "TPU available: False",
-        "Restoring states from",
-        "Restored all states from",
-        "Loaded model weights from",
-        "`Trainer.fit` stopped: `max_epochs=",
-    )
-    return not record.getMessage().split("] ", 1)[-1].startswith(told_better)  # after "[rank: 1] "
-
-
-def _is_users(error: Exception) -> bool:
-    """Return whether an error is the user's to mend: one of ours, or a setting that Lightning itself refuses."""
-    if isinstance(error, (InputError, ArgumentError, MisconfigurationException, OSError)):
+def can_be_fixed(error: Exception) -> bool:
+    """Return whether the user can fix an error: one of ours, or a setting that Lightning itself refuses."""
+    if isinstance(error, (InputError, ArgumentError, argparse.ArgumentError, MisconfigurationException, OSError)):
         return True  # OSError: a disk that is full, a folder that may not be written
-    # Lightning raises these of its own accord for settings it cannot work with, often not before fit.
     source = list(traceback.walk_tb(error.__traceback__))[-1][0].f_globals.get("__name__", "")
     return isinstance(error, (ValueError, RuntimeError, ImportError)) and source.startswith("lightning.")
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(args: Sequence[str]) -> int:
     """Run the command line and return its exit code.
 
-    It is 0, or 1 when some picture gave no digit or a check failed, or 2 when what the user gave cannot be used, or 128
-    more than the number of a signal that stopped it.
+    It is 0; 1 if a picture gave no digit or a check failed; 2 if what the user gave cannot be used; or 128 and the
+    number of the signal that stopped it.
 
     Args:
-        args: The arguments; those of the process by default.
+        args: The arguments: a verb and its options.
     """
-    with signals.heard():
-        return _run(list(sys.argv[1:] if args is None else args))
-
-
-def _run(args: list[str]) -> int:
-    _quieten()
+    CommandLine.stopped_by = signal.SIGINT
+    CommandLine.listen()
+    quieten()
     try:
-        if args[:1] == ["describe"]:  # it trains nothing, so it needs neither a model nor a trainer
-            describe(args[1:], prog=f"{PROGRAM} describe", description=VERBS["describe"], **STRICT)
+        if not args or args[0] in ("-h", "--help"):
+            verbs = "\n".join(f"  {verb:<10}{description}" for verb, description in VERBS.items())
+            print(f"usage: {PROGRAM} VERB [options]\n\n{verbs}\n\n{PROGRAM} VERB --help lists the options of a verb.")
             return 0
-        if args[:1] == ["doctor"]:
-            from mnist_lightning.doctor import doctor  # here, since no other verb needs it
-
-            return doctor(args[1:], prog=f"{PROGRAM} doctor", description=VERBS["doctor"], **STRICT)
-        return DigitCLI(args).exit_code
-    except signals.Interrupted as stop:
-        if _is_rank_zero():
-            _complain(f"stopped by {stop}", stop)
-        return stop.code
+        if args[0] not in COMMANDS:
+            raise InputError(f"the first argument must be one of {', '.join(VERBS)}, got {args[0]}")
+        return COMMANDS[args[0]](args[1:])
+    except KeyboardInterrupt as stop:
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            complain(f"stopped by {signal.Signals(CommandLine.stopped_by).name}", stop)
+        return 128 + CommandLine.stopped_by
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain
         return 1
     except Exception as error:
-        if os.environ.get(DEBUG_SWITCH) or not _is_users(error):
+        if os.environ.get(DEBUG_SWITCH) or not can_be_fixed(error):
             raise
-        _complain(f"error: {_one_line(error)}", error)
+        line = condense(str(error))
+        if isinstance(error, OSError) and error.strerror:
+            line = f"{os.fsdecode(error.filename or 'writing failed')}: {error.strerror}"
+        complain(f"error: {line}", error)
         return 2
     finally:
         if torch.distributed.is_initialized():

@@ -1,208 +1,179 @@
-"""The verb ``doctor``: whether a machine, or all of a cluster allocation, is fit for a run."""
+"""The verb ``doctor``: whether a machine, or every process of a cluster allocation, is fit for a run."""
 
-import logging
+import hashlib
 import os
+import shutil
 import socket
-import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import requires, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from jsonargparse.typing import PositiveInt
+import torch
 from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
+from packaging.requirements import Requirement
 from torch import distributed as dist
+from torch.testing import assert_close
 
-from mnist_lightning.checks import machine, run
-from mnist_lightning.checks.findings import Finding, Report, line, merge, one_line
-from mnist_lightning.checks.site import TIMEOUT, Site
-from mnist_lightning.describe import data_parser, only_data
-from mnist_lightning.errors import InputError, refusals
-from mnist_lightning.request import runs_root
+from mnist_lightning.classifier import read_checkpoint
+from mnist_lightning.data.base import DigitDataModule
+from mnist_lightning.errors import InputError
+from mnist_lightning.models.mlp import MLP
+from mnist_lightning.training.callbacks import versions
+from mnist_lightning.training.resume import AtomicCheckpointIO
 
-Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
-GRACE_SECONDS = 10  # a launcher stops all processes when one fails: the first has more to tell
-CHECKS: dict[str, Callable[[Site], Finding]] = {
-    "versions": machine.check_versions,
-    "devices": machine.check_devices,
-    "memory": machine.check_memory,
-    "compute": machine.check_compute,
-    "collective": machine.check_collective,
-    "data": run.check_data,
-    "log folder": run.check_log_folder,
-    "checkpoint": run.check_checkpoint,
-}
+TIMEOUT = timedelta(seconds=60)  # for all processes to start, and for each to finish its checks
+Report = tuple[int, str, list[str]]  # a process's rank and host, and a line for each check
 
 
-def doctor(args: Sequence[str], **parser_kwargs: Any) -> int:
-    """Check what a run needs in each process that would take part in it, and print a line for each check.
+@dataclass
+class Site:
+    """Where a run would take place: what ``doctor`` is given, and what a check finds for the checks after it."""
+
+    data: DigitDataModule
+    log_dir: Path
+    accelerator: str
+    devices: int | str
+    num_nodes: int | None
+    fabric: Fabric | None = None
+
+
+def doctor(data: DigitDataModule, log_dir: Path, accelerator: str, devices: int | str, num_nodes: int | None) -> int:
+    """Check what a run needs, in every process that would take part in it, and print a line for each check.
 
     Args:
-        args: The arguments after the verb.
-        **parser_kwargs: The parser's.
+        data: The data module, whose data are checked but not downloaded.
+        log_dir: The folder of runs.
+        accelerator: What to run on, such as ``auto`` or ``cpu``.
+        devices: How many devices of each node; ``auto`` for all GPUs, or as many as torchrun or srun started processes.
+        num_nodes: How many nodes; None for as many as torchrun or srun use, or one.
 
     Returns:
-        The exit code, the same for all processes: 1 if a check failed in any of them, or else 0.
-
-    Raises:
-        InputError: If the flags cannot be used.
+        In the first process 1 if a check failed in any process; otherwise 0. A launcher stops all processes when one
+        of them fails, so the others let the first one speak.
     """
-    parser = data_parser(**parser_kwargs)
-    parser.add_argument("--accelerator", type=Accelerator, default="auto", help="What to run on.")
-    parser.add_argument(
-        "--devices",
-        type=int | str,
-        default="auto",
-        help="How many devices of each node, or which; by default all GPUs, or as many as torchrun or srun started.",
-    )
-    parser.add_argument(
-        "--num_nodes",
-        type=PositiveInt | None,
-        default=None,
-        help="How many nodes; by default as torchrun or srun say.",
-    )
-    parser.add_argument(
-        "--default_root_dir", type=str, default=None, help="Folder of lightning_logs; by default where you are."
-    )
-    config = parser.parse_args(only_data(args))
-    with refusals():
-        data = parser.instantiate_classes(config).data
-    with ExitStack() as stack:
-        for name in ("lightning.fabric", "lightning.pytorch"):
-            logger = logging.getLogger(name)
-            stack.callback(logger.setLevel, logger.level)
-            logger.setLevel(logging.WARNING)  # who has joined, the checks tell
-        site = Site("", "", data, runs_root(config.default_root_dir), stack)
+    site = Site(data, log_dir, accelerator, devices, num_nodes)
+    lines: list[str] = []
+    for check in CHECKS:
         try:
-            site.fabric = fabric = connect(config.accelerator, config.devices, config.num_nodes)
-        except Exception as error:
-            site.fabric = one_line(error)
-            return _check_alone(site)
-        try:
-            fabric.launch()
-            # Of gloo, whatever the devices: where NCCL does not work, this still says so.
-            group = dist.new_group(backend="gloo", timeout=TIMEOUT) if fabric.world_size > 1 else None
-        except Exception as error:
-            site.stranded = _stranded(error, fabric.world_size)
-            code = _check_alone(site, is_silent=isinstance(error, dist.DistStoreError))
-        else:
-            code = _check_together(site, fabric, group)
-        # Lightning's own launcher kills the process whose exit code counts as soon as one that it started ends with 1.
-        is_started_by_lightning = isinstance(_environment(fabric), LightningEnvironment) and fabric.local_rank > 0
-        return 0 if is_started_by_lightning else code
+            result, text = "ok", check(site)
+        except Exception as error:  # whatever it is, the user should read it
+            result, text = "FAIL", f"{type(error).__name__}: {error}".removeprefix("InputError: ")
+        name = check.__name__.removeprefix("check_").replace("_", " ")
+        lines.append(f"{result:<4}  {name:<10}  {' '.join(text.split())[:500]}")
+    rank = int(getattr(rank_zero_only, "rank", 0))
+    reports: list[Report] = [(rank, socket.gethostname(), lines)]
+    if dist.is_initialized():
+        reports *= dist.get_world_size()
+        # Gloo on any device: where NCCL does not work, the processes can still report that.
+        group: Any = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        dist.all_gather_object(reports, reports[0], group)
+    lines = merge(reports)
+    for line in lines:
+        if rank == 0 or (len(reports) == 1 and line.startswith("FAIL")):
+            print(line, flush=True)
+    return int(rank == 0 and any(line.startswith("FAIL") for line in lines))
 
 
-class Launched(NamedTuple):
-    """The processes that torchrun or srun say they started."""
+def merge(reports: list[Report]) -> list[str]:
+    """Return a line for each check; where the processes differ, each of their lines, with their ranks and hosts."""
+    merged = []
+    for lines in zip(*(report[2] for report in reports), strict=True):
+        groups: dict[str, list[str]] = {}
+        for (rank, host, _), line in zip(reports, lines, strict=True):
+            groups.setdefault(line, []).append(f"rank {rank} on {host}")
+        if sum(line.startswith(("ok    versions", "ok    data")) for line in groups) > 1:
+            merged.append(f"FAIL  {lines[0][6:16]}  the processes differ, but must have the same:")
+        for line, who in groups.items():
+            named = ", ".join(who[:4]) + (f" and {len(who) - 4} more" if len(who) > 4 else "")
+            note = f" ({len(who)} processes)" if len(who) == len(reports) > 1 else f" ({named})"
+            merged.append(line + note if len(reports) > 1 or reports[0][0] > 0 else line)
+    return merged
 
-    per_node: int
-    nodes: int
-    total: int
+
+def check_versions(site: Site) -> str:
+    """Name the versions, and check that they are what this package requires."""
+    for requirement in map(Requirement, requires("mnist-lightning") or []):
+        if requirement.marker is None:  # the others are extras
+            found = version(requirement.name)
+            if not requirement.specifier.contains(found, prereleases=True):
+                raise InputError(f"expected {requirement}, got {found}; pip install -e . installs what is required")
+    return ", ".join(f"{name} {number}" for name, number in versions().items()) + f"; CUDA {torch.version.cuda}"
 
 
-def connect(accelerator: str, devices: int | str, num_nodes: int | None) -> Fabric:
-    """Return what will join the processes as ``fit`` does, but will not wait for half an hour.
-
-    Raises:
-        InputError: If the devices are not there, or torchrun or srun have not started a process for each of them.
-    """
-    started = launched()
+def check_devices(site: Site) -> str:
+    """Name the devices that this process may use, and choose one as ``fit`` does."""
+    started = next((kind() for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect()), None)
+    devices, num_nodes = site.devices, site.num_nodes or 1
     if started is not None:
-        devices = started.per_node if devices == "auto" else devices
-        num_nodes = num_nodes or started.nodes
-    num_nodes = num_nodes or 1
-    kwargs: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "num_nodes": num_nodes}
-    with refusals():
-        fabric, local = Fabric(**kwargs), 1
-        if isinstance(fabric.strategy, DDPStrategy):
-            strategy = DDPStrategy(timeout=TIMEOUT)
-            fabric, local = Fabric(**kwargs, strategy=strategy), strategy.num_processes
-    if started is not None and local * num_nodes != started.total:
-        raise InputError(
-            f"{started.total} processes were started, but --devices {local} on each of --num_nodes {num_nodes} "
-            f"take {local * num_nodes}; start one process for each device"
-        )
-    return fabric
+        number = started.world_size()
+        local = int(os.environ.get("LOCAL_WORLD_SIZE") or number // int(os.environ.get("SLURM_NNODES", 1)))
+        devices, num_nodes = local if devices == "auto" else devices, site.num_nodes or number // local
+    chosen: dict[str, Any] = {"accelerator": site.accelerator, "devices": devices, "num_nodes": num_nodes}
+    fabric = Fabric(**chosen)
+    if started is not None:
+        started.validate_settings(getattr(fabric.strategy, "num_processes", 1), num_nodes)
+    if isinstance(fabric.strategy, DDPStrategy):  # by default, a process waits half an hour for the others
+        fabric = Fabric(**chosen, strategy=DDPStrategy(timeout=TIMEOUT))
+    site.fabric = fabric
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return f"{os.cpu_count()} CPU cores, {', '.join(gpus) or 'no GPU'}; training would run on {fabric.device.type}"
 
 
-def launched() -> Launched | None:
-    """Return what torchrun or srun say they started, or None where neither started this process."""
-    if TorchElasticEnvironment.detect():
-        local, total = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-        return Launched(local, total // local, total)
-    if SLURMEnvironment.detect():
-        nodes, total = int(os.environ.get("SLURM_NNODES", 1)), int(os.environ["SLURM_NTASKS"])
-        return Launched(int(os.environ.get("SLURM_NTASKS_PER_NODE", total // nodes)), nodes, total)
-    return None
+def check_processes(site: Site) -> str:
+    """Join the processes as ``fit`` does, and sum a gradient's worth of numbers; the sum must be exact."""
+    if site.fabric is None:
+        raise InputError("not checked, because the devices are not as asked for")
+    site.fabric.launch()
+    if (number := site.fabric.world_size) == 1:
+        return "one process: nothing to sum"
+    total = torch.full((109_386,), site.fabric.global_rank + 1.0, device=site.fabric.device)
+    dist.all_reduce(total, async_op=True).wait(TIMEOUT / 2)  # NCCL's own timeout would end the process
+    if wrong := int((total != number * (number + 1) // 2).sum()):
+        raise InputError(f"{wrong:,} of {len(total):,} sums over {number} processes are wrong")
+    return f"{dist.get_backend()} sums {len(total):,} numbers over {number} processes exactly"
 
 
-def _environment(fabric: Fabric) -> Any:
-    return getattr(fabric.strategy, "cluster_environment", None)
+def check_compute(site: Site) -> str:
+    """Compare the default network's loss and gradients on the device with those in float64 on the CPU."""
+    net, images, labels, results = MLP().eval(), torch.rand(32, 1, 28, 28), torch.arange(32) % 10, []
+    device = torch.device("cpu") if site.fabric is None else site.fabric.device
+    for where, dtype in ((device, torch.float32), (torch.device("cpu"), torch.float64)):
+        loss = torch.nn.functional.cross_entropy(net.to(where, dtype)(images.to(where, dtype)), labels.to(where))
+        results.append([loss.detach(), *torch.autograd.grad(loss, list(net.parameters()))])
+    assert_close(*results, rtol=1e-4, atol=1e-6, check_device=False, check_dtype=False)
+    return f"loss and gradients on {device} in float32 agree with the CPU in float64"
 
 
-def _stranded(error: Exception, number: int) -> str:
-    if isinstance(error, (dist.DistStoreError, dist.DistNetworkError)):
-        address = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
-        return (
-            f"{number} processes were awaited for {TIMEOUT.total_seconds():.0f} s: {str(error).rstrip('.')}; "
-            f"start all of them, on nodes that reach {address}"
-        )
-    return f"{number} processes could not be joined: {one_line(error)}"
+def check_data(site: Site) -> str:
+    """Verify and read the data, without a network."""
+    verified = site.data.verify()
+    site.data.setup()
+    digest, sizes = hashlib.sha256(), []
+    for name, split in (("training", "train_set"), ("validation", "val_set"), ("test", "test_set")):
+        images, labels = getattr(site.data, split).arrays()
+        sizes.append(f"{len(images):,} {name}")
+        digest.update(images.tobytes() + (b"" if labels is None else labels.tobytes()))
+    return f"{verified}; {', '.join(sizes)} images with fingerprint {digest.hexdigest()[:8]}"
 
 
-def _check_alone(site: Site, is_silent: bool = False) -> int:
-    """Check in a process that has met no other: everything if it is the first, or else what kept it from them."""
-    rank, host = int(getattr(rank_zero_only, "rank", 0)), socket.gethostname()
-    if rank == 0:
-        _print(merge([Report(rank, host, _examine(site, CHECKS))]))
-        return 1
-    if not is_silent:
-        name = "devices" if isinstance(site.fabric, str) else "collective"
-        text = _examine(site, [name])[name].text
-        _print([(name, Finding(f"{text} (rank {rank} on {host})", ok=False))])
-    time.sleep(GRACE_SECONDS)
-    return 1
+def check_log_folder(site: Site) -> str:
+    """Save a network in the folder of runs, or where ``fit`` would make it, and read it back as ``test`` does."""
+    folder = next(folder for folder in (site.log_dir, *site.log_dir.parents) if folder.exists())
+    if (free := shutil.disk_usage(folder).free >> 20) < 100:  # MiB: ample for a run folder
+        raise InputError(f"{site.log_dir} has {free} MiB free, and a run needs 100: delete something there")
+    weights = MLP().state_dict()
+    with TemporaryDirectory(dir=folder, prefix=".doctor-") as scratch:
+        path = Path(scratch) / "last.ckpt"
+        AtomicCheckpointIO().save_checkpoint({"state_dict": weights}, path)
+        assert_close(read_checkpoint(path)["state_dict"], weights, rtol=0, atol=0)
+    return f"{site.log_dir}: a checkpoint is the same when it is read back"
 
 
-def _check_together(site: Site, fabric: Fabric, group: Any) -> int:
-    """Check in every process, and print in the first what all of them found."""
-    number = fabric.world_size
-    # The collective first, while all processes have just come: it waits for the slowest.
-    found = _examine(site, sorted(CHECKS, key=lambda name: name != "collective"))
-    own = Report(fabric.global_rank, socket.gethostname(), {name: found[name] for name in CHECKS})
-    reports: list[Any] = [own]
-    if group is not None:
-        reports = [None] * number
-        try:
-            dist.all_gather_object(reports, own, group)
-        except RuntimeError:
-            text = f"{number} processes began, but one was killed or is stuck: it never told what it found"
-            own.findings["collective"] = Finding(text, ok=False)
-            reports = [own]
-    merged = merge(reports)
-    if own.rank == 0:
-        _print(merged)
-    if group is not None:
-        with suppress(RuntimeError):  # the first is gone
-            dist.barrier(group)  # a launcher stops all processes when one fails: not before all is told
-    return int(not all(finding.ok for _, finding in merged))
-
-
-def _examine(site: Site, names: Iterable[str]) -> dict[str, Finding]:
-    """Carry out checks, whatever becomes of the others."""
-    findings = {}
-    for name in names:
-        try:
-            findings[name] = CHECKS[name](site)
-        except Exception as error:  # whatever it is, it is a finding
-            findings[name] = Finding(one_line(error), ok=False)
-    return findings
-
-
-def _print(merged: Sequence[tuple[str, Finding]]) -> None:
-    for name, finding in merged:
-        print(line(name, finding), flush=True)
+CHECKS = (check_versions, check_devices, check_processes, check_compute, check_data, check_log_folder)

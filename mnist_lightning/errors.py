@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, each told in one line."""
+"""Errors that the user can fix, each in one line."""
 
 import re
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from contextlib import contextmanager
 class InputError(ValueError):
     """Something the user gave cannot be used.
 
-    The message is one line: what was wrong, the value received, and what to do about it. The command line prints it
-    on stderr and exits with 2; from Python it is an ordinary ``ValueError``.
+    The message is one line: what was wrong, the value received, and what to do. The command line prints it on stderr
+    and exits with 2. In Python it is an ordinary ``ValueError``.
     """
 
     def __init__(self, message: str) -> None:
@@ -17,7 +17,7 @@ class InputError(ValueError):
 
 
 def printable(text: str) -> str:
-    r"""Escape what is no visible character: names and damaged files hold anything, and a terminal would obey it.
+    r"""Escape unprintable characters: file names and damaged files hold anything, and a terminal would obey it.
 
     >>> printable("a\nb\x1b[2J\udcff ä")
     'a\\nb\\x1b[2J\\udcff ä'
@@ -27,7 +27,7 @@ def printable(text: str) -> str:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Take what a class refuses when it is made from the configuration for the user's to mend."""
+    """Turn the error of a class that refuses its settings into an InputError."""
     try:
         yield
     except (ValueError, TypeError, RuntimeError) as error:
@@ -40,15 +40,12 @@ _REWORDINGS = (
     (r'Parser key "[\w.]+":', ""),
     (r"\.? ?Got value: (Namespace|NestedArg)\(.*", ""),
     (r"\.? Got value: ", ", got "),
-    (
-        r"Expected a dot import path string: (.*)",
-        r"no class is named \1: give one that --help lists, or an import path",
-    ),
+    (r"Expected a dot import path string: (.*)", r"unknown class \1: give one that --help lists, or an import path"),
     (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
     (r"typing\.Literal", "one of "),
     (r"Expected an? ", "expected "),
 )
-# What it says of its own workings, and of the alternatives that nobody meant.
+# What it says of its own workings, and of alternatives that nobody meant.
 _NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value|expected path but|expected NoneType|"
     r"Problem with given class_path \S+:$"
@@ -56,7 +53,7 @@ _NOISE = re.compile(
 
 
 def condense(message: str) -> str:
-    r"""Return a message of jsonargparse's as one line that names the flag, what it takes, and what it was given.
+    r"""Return a message of jsonargparse's as one line: the flag, what it takes, and what it was given.
 
     >>> condense('Parser key "data":\n  Parser key "batch_size":\n    Expected a <class \'int\'>. Got value: abc')
     '--data.batch_size: expected int, got abc'
@@ -70,7 +67,7 @@ def condense(message: str) -> str:
             lines[line] = None
     text = "; ".join(lines)
     given = re.search(r"Given value: (\S+)$", message)
-    if given and not re.search(r"\b(got|named) ", text):
+    if given and not re.search(r"\b(got|unknown class) ", text):
         text += f", got {given[1]}"
     keys = re.findall(r'Parser key "([\w.]+)":', message)
     return f"--{'.'.join(keys)}: {text}" if keys else text

@@ -1,20 +1,13 @@
-"""Fixtures: real MNIST where it is found, tiny MNIST everywhere, and a check that tests leave nothing behind."""
+"""Fixtures: real MNIST where it is found, an empty folder to work in, and a check that tests leave nothing behind."""
 
-import gzip
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.configuration import set_hypothesis_home_dir
-from numpy.typing import NDArray
-
-from mnist_lightning import MNIST
-from mnist_lightning.data.mnist import IDXFile
 
 ROOT = Path(__file__).parent.parent
 PLACES = (os.environ.get("MNIST_LIGHTNING_DATA"), ROOT / "../shared/data", ROOT / "data")
@@ -27,15 +20,10 @@ settings.register_profile(
     derandomize=True,
     database=None,
     deadline=None,
-    report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
 settings.register_profile("thorough", settings.get_profile("quick"), max_examples=20_000, derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
-
-
-def idx_bytes(array: NDArray[np.uint8]) -> bytes:
-    return b"\0\0\x08" + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
 
 
 @pytest.fixture(scope="session")
@@ -45,41 +33,6 @@ def real_mnist() -> Path:
         if place and (Path(place) / "MNIST/raw/train-images-idx3-ubyte").exists():
             return Path(place).resolve()
     pytest.skip(f"needs real MNIST, in MNIST_LIGHTNING_DATA, ../shared/data or data/: found none in {PLACES}")
-
-
-@pytest.fixture
-def tiny_files(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """Make MNIST a data set of 200 training and 50 test images, for this test; the four files' contents."""
-    rng = np.random.default_rng(0)
-    contents = {}
-    files = {}
-    for split, prefix, number in (("train", "train", 200), ("test", "t10k", 50)):
-        labels = rng.integers(0, 10, number, np.uint8)
-        images = rng.integers(0, 100, (number, 28, 28), np.uint8)
-        images[np.arange(number), labels * 2] = 255  # a bright row says the digit
-        pair = []
-        for name, array in ((f"{prefix}-images-idx3-ubyte", images), (f"{prefix}-labels-idx1-ubyte", labels)):
-            contents[name] = idx_bytes(array)
-            pair.append(IDXFile(name, array.shape, hashlib.sha256(contents[name]).hexdigest()))
-        files[split] = tuple(pair)
-    monkeypatch.setattr(MNIST, "files", files)
-    return contents
-
-
-@pytest.fixture
-def tiny_mnist(tiny_files: dict[str, bytes], tmp_path: Path) -> Path:
-    """A ``data_dir`` with tiny MNIST."""
-    raw = tmp_path / "tiny" / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for name, content in tiny_files.items():
-        (raw / name).write_bytes(content)
-    return tmp_path / "tiny"
-
-
-@pytest.fixture
-def gzipped(tiny_files: dict[str, bytes]) -> dict[str, bytes]:
-    """What a mirror of tiny MNIST serves."""
-    return {f"{name}.gz": gzip.compress(content) for name, content in tiny_files.items()}
 
 
 @pytest.fixture
@@ -98,7 +51,6 @@ def nothing_left_behind() -> Iterator[None]:
     assert after - before <= {ROOT / ".pytest_cache"}, "the test left files in the project"
 
 
-def snapshot(folder: Path) -> dict[str, bytes | None]:
-    """Every path below a folder, with its content if it is a file."""
-    paths = {str(path.relative_to(folder)): path for path in folder.rglob("*")}
-    return {name: path.read_bytes() if path.is_file() else None for name, path in paths.items()}
+def files_in(folder: Path) -> set[str]:
+    """The path of every file below a folder."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}

@@ -1,422 +1,160 @@
-"""Every file is hostile: each reader returns the right kind of value or refuses in one line, whatever the bytes."""
+"""Damaged and hostile files of a run: each reader returns the right kind of value, or refuses in one line."""
 
 import io
 import json
-import os
-import resource
-import shutil
-import struct
-import sys
-import warnings
+import pickle
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from conftest import idx_bytes
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from torch import nn
 
-from mnist_lightning import MLP, DigitClassifier, cli
-from mnist_lightning.checkpoints import check_fits, check_made_by, check_names, load_checkpoint
-from mnist_lightning.data import kaggle
-from mnist_lightning.data.idx import read_idx
-from mnist_lightning.data.pictures import read_picture
-from mnist_lightning.data.preparation import find_digits
-from mnist_lightning.describe import data_parser, only_data
+from mnist_lightning import MLP, DigitClassifier, Run, load_run
+from mnist_lightning.classifier import load_weights, read_checkpoint
 from mnist_lightning.errors import InputError, condense
-from mnist_lightning.evaluation.page import RUN, _written
-from mnist_lightning.loggers import read_history
-from mnist_lightning.request import resolve
-from mnist_lightning.runs import read_record
+from mnist_lightning.settings import from_settings, is_plain, to_settings
+from mnist_lightning.training.loggers import read_history
+from mnist_lightning.training.run import read_config
 
-MEMORY = 700_000  # kB that a test may take; an attack would take several times that
-FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect", "os.mkdir", "os.remove")
-_watching = False
-
-
-def _watch(event: str, arguments: object) -> None:
-    if _watching and event in FORBIDDEN:
-        raise AssertionError(f"{event}{arguments}")
+JSON: Any = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
 
 
-sys.addaudithook(_watch)
-
-
-@contextmanager
-def nothing_but_refusals() -> Iterator[None]:
-    """Let an InputError of one line pass, and no other error, no warning, and nothing that code does."""
-    global _watching
-    _watching = True
-    refusal = ""
+def attempt(call: Any, *args: Any) -> Any:
+    """Return what a call returns, or None if it refuses in one line; any other error fails the test."""
     try:
-        with warnings.catch_warnings(action="error"):
-            yield
+        return call(*args)
     except InputError as error:
-        refusal = str(error)
-    finally:
-        _watching = False
-    assert refusal.isprintable()
+        message = str(error)
+    assert message.isprintable()
+    return None
 
 
-@pytest.fixture(autouse=True)
-def little_memory() -> Iterator[None]:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEMORY
-
-
-@st.composite
-def mutated(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
-    """Valid files with some damage: cut off, bits flipped, parts replaced, repeated, removed or taken from others."""
-    content = bytearray(draw(st.sampled_from(seeds)))
-    for _ in range(draw(st.integers(0, 4))):
-        at = draw(st.integers(0, len(content)))
-        end = at + draw(st.integers(0, 40))
-        damage = draw(st.integers(0, 7))
-        if damage == 0:
-            del content[at:]
-        elif damage == 1 and at < len(content):
-            content[at] ^= 1 << draw(st.integers(0, 7))
-        elif damage == 2:
-            content[at:end] = draw(st.binary(max_size=40))
-        elif damage == 3:
-            content[at:at] = content[at:end] * draw(st.integers(1, 50))
-        elif damage == 4:
-            del content[at:end]
-        elif damage == 5:
-            other = draw(st.sampled_from(seeds))
-            content[at:] = other[draw(st.integers(0, len(other))) :]
-        elif damage == 6:
-            number = draw(st.sampled_from([0, 1, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1]))
-            content[at : at + 4] = struct.pack(draw(st.sampled_from("<>")) + "I", number)
-        else:
-            content[at : at + 1] = draw(
-                st.sampled_from([b"\0", b"\n", b"\r", b'"', b",", b"'", b"\xff", b"\xef\xbb\xbf"])
-            )
-    return bytes(content)
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "file"
-
-
-IDX = [idx_bytes(np.arange(48, dtype=np.uint8).reshape(3, 4, 4)), idx_bytes(np.arange(3, dtype=np.uint8))]
-
-
-@given(content=mutated(IDX) | st.binary(max_size=80), memory_map=st.booleans())
-def test_idx(file: Path, content: bytes, memory_map: bool) -> None:
-    file.write_bytes(content)
-    with nothing_but_refusals():
-        images = read_idx(file, (3, 4, 4), memory_map)
-        assert (images.dtype, images.shape) == (np.uint8, (3, 4, 4))
-        assert images.tobytes() == content[16:]
-
-
-COLUMNS = ["label", "pixel0", "pixel1"]
-TABLE = [b"label,pixel0,pixel1\n1,2,3\n4,5,255\n", b'\xef\xbb\xbf"label","pixel0",pixel1\r\n"1", 02,+3\r\n\r\n4,5,6']
-CELLS = st.sampled_from(
-    (
-        *(
-            "0",
-            "9",
-            "10",
-            "255",
-            "256",
-            "-1",
-            "1.0",
-            "1e2",
-            "nan",
-            "",
-            " 7 ",
-            '"3"',
-            '"',
-            "'1'",
-            "+5",
-            "007",
-            "\0",
-            "²",
-        ),
-        *("\u0663", "9" * 5000, "\ufeff", "1,2", "1\n2", "~", "*", "0x1", "#", "1_0", "true", "\x1b[2J", "\t1"),
-    )
-)
-TABLES = st.lists(st.lists(CELLS, min_size=2, max_size=4).map(",".join), max_size=4).map(
-    lambda rows: "\n".join(["label,pixel0,pixel1", *rows]).encode()
-)
-
-
-@given(content=mutated(TABLE) | TABLES | st.binary(max_size=80))
-def test_csv(file: Path, content: bytes, capfd: pytest.CaptureFixture[str]) -> None:
-    file.write_bytes(content)
-    with nothing_but_refusals():
-        table = kaggle.read_table(file, COLUMNS)
-        assert table.dtype == np.uint8
-        assert table.shape[1] == 3
-        assert len(table) > 0
-        assert table[:, 0].max() <= 9
-        np.testing.assert_array_equal(table, kaggle._read_exactly(file, COLUMNS))
-    assert capfd.readouterr() == ("", "")
-
-
-def pictures() -> list[bytes]:
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 10, 4), np.uint8)
-    found = []
-    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F", "YCbCr"):
-        picture = Image.fromarray(pixels).convert("L" if mode == "I;16" else mode).convert(mode)
-        for kind in ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "TGA", "ICO", "PCX", "DIB", "SGI", "JPEG2000"):
-            for options in ({}, {"compression": "tiff_lzw"}, {"compression": "jpeg"}) if kind == "TIFF" else ({},):
-                content = io.BytesIO()
-                try:
-                    picture.save(content, kind, **options)
-                except (OSError, ValueError, KeyError):
-                    continue  # there is no such file
-                found.append(content.getvalue())
-    return found
-
-
-PICTURES = pictures()
-
-
-@given(content=mutated(PICTURES) | st.binary(max_size=200))
-def test_pictures(file: Path, content: bytes, capfd: pytest.CaptureFixture[str]) -> None:
-    file.write_bytes(content)
-    with nothing_but_refusals():
-        picture = read_picture(file)
-        assert picture.dtype == np.uint8
-        assert picture.ndim == 2 or picture.shape[2] in (3, 4)
-        for digit in find_digits(picture):
-            assert (digit.image.dtype, digit.image.shape) == (np.uint8, (28, 28))
-    assert capfd.readouterr() == ("", "")
-
-
-NET = MLP((2,))
-MODEL = DigitClassifier(NET)
-WEIGHTS = {name: value.clone() for name, value in MODEL.state_dict().items()}
-CHECKPOINT = {
-    "state_dict": WEIGHTS,
-    "global_step": 5,
-    "pytorch-lightning_version": "2.6.6",
-    "hyper_parameters": {
-        "_instantiator": "lightning.pytorch.cli.instantiate_module",
-        "net": {"class_path": "mnist_lightning.MLP", "init_args": {"hidden_sizes": [2], "dropout": 0.2}},
-        "lr_scheduler_interval": "epoch",
-    },
-}
-
-
-def saved(checkpoint: object) -> bytes:
+def checkpoint_bytes(**more: Any) -> bytes:
+    model = DigitClassifier(MLP([2]))
     content = io.BytesIO()
-    torch.save(checkpoint, content)
+    saved = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "global_step": 1}
+    torch.save(saved | more, content)
     return content.getvalue()
 
 
-def repacked(content: bytes, pickled: bytes | None = None, compression: int = zipfile.ZIP_STORED) -> bytes:
-    """Pack a checkpoint anew, all checksums right."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(packed, "w", compression) as new:
-        for name in old.namelist():
-            new.writestr(name, pickled if pickled is not None and name.endswith("data.pkl") else old.read(name))
-    return packed.getvalue()
+def spoil(data: st.DataObject, content: bytes) -> bytes:
+    """Cut, change or insert some bytes."""
+    spoiled = bytearray(content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content)
+    for _ in range(data.draw(st.integers(0, 8))):
+        place = data.draw(st.integers(0, len(spoiled)))
+        spoiled[place : place + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
+    return bytes(spoiled)
 
 
-GOOD = saved(CHECKPOINT)
-PICKLED = zipfile.ZipFile(io.BytesIO(GOOD)).read("archive/data.pkl")
-PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(torch.zeros(2)),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3),
-    max_leaves=8,
+@given(st.data())
+def test_checkpoint(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path = tmp_path_factory.getbasetemp() / "spoiled.ckpt"
+    path.write_bytes(spoil(data, checkpoint_bytes()))
+    run = attempt(load_run, path)
+    assert run is None or isinstance(run.model.net, MLP)
+
+
+@given(JSON, JSON)
+def test_checkpoint_content(tmp_path_factory: pytest.TempPathFactory, settings: Any, state: Any) -> None:
+    """A checkpoint that is whole, but holds anything."""
+    path = tmp_path_factory.getbasetemp() / "odd.ckpt"
+    for more in ({"hyper_parameters": settings}, {"hyper_parameters": {"net": settings}}, {"state_dict": state}):
+        path.write_bytes(checkpoint_bytes(**more))
+        assert attempt(load_run, path) is None
+
+
+def test_checkpoint_with_code(tmp_path: Path) -> None:
+    """Code in the pickle does not run, also not from a file in torch's old format."""
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "ran",)
+
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("x/data.pkl", pickle.dumps({"state_dict": Evil()}))
+        archive.writestr("x/version", "3")
+    for number, attack in enumerate((checkpoint_bytes(evil=Evil()), pickle.dumps(Evil()), content.getvalue())):
+        path = tmp_path / f"{number}.ckpt"
+        path.write_bytes(attack)
+        with pytest.raises(InputError, match="it is damaged, or holds more than weights and plain values"):
+            read_checkpoint(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_claims_of_size(tmp_path: Path) -> None:
+    """A tensor that claims to be larger than its storage is refused: its shape is not the network's."""
+    huge = torch.zeros(1).expand(10**9, 10**6)
+    path = tmp_path / "huge.ckpt"
+    path.write_bytes(checkpoint_bytes(state_dict={"net.layers.1.weight": huge}))
+    with pytest.raises(InputError, match="is for another network"):
+        load_weights(DigitClassifier(MLP([2])), read_checkpoint(path), path)
+
+
+@given(st.data())
+def test_history(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path = tmp_path_factory.getbasetemp() / "metrics.csv"
+    path.write_bytes(spoil(data, b"epoch,step,val/acc\n0,35,0.5\n1,71,\n"))
+    rows = attempt(read_history, path)
+    assert rows is None or all(int(row["epoch"]) + int(row["step"]) is not None for row in rows)
+
+
+@given(st.data(), JSON)
+def test_config(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, content: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "config.yaml"
+    for text in (spoil(data, b"data:\n  class_path: mnist_lightning.MNIST\n"), yaml.safe_dump(content).encode()):
+        path.write_bytes(text)
+        config = attempt(read_config, path)
+        assert config is None or isinstance(config, dict)
+
+
+@given(JSON)
+def test_record(tmp_path_factory: pytest.TempPathFactory, content: Any) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    run = Run(folder, None, DigitClassifier(MLP([2])))
+    (folder / "run.json").write_text(json.dumps(content))
+    assert run.record == (content if isinstance(content, dict) else {}) or "nan" in str(content)
+    (folder / "run.json").write_text("[" * 100_000)
+    assert run.record == {}
+
+
+@given(JSON)
+def test_settings(content: Any) -> None:
+    """What is no class path is returned as it is, and only plain values count as settings."""
+    settings = {"class_path": "torch.nn.Sequential", "init_args": {"args": content}}
+    attempt(from_settings, settings)
+    if not (isinstance(content, dict) and "class_path" in content):
+        assert from_settings(content) is content
+    assert is_plain(content)
+    assert not is_plain({"x": [content, object()]})
+
+
+@pytest.mark.parametrize(
+    ("net", "expected"),
+    [
+        (MLP([3], dropout=0.1), {"hidden_sizes": [3], "dropout": 0.1}),
+        (nn.Linear(784, 10), None),  # device and dtype are not kept
+        (nn.Sequential(nn.Flatten()), None),
+        (nn.Flatten(2), {"start_dim": 2, "end_dim": -1}),
+    ],
 )
-PATHS = st.sampled_from(
-    (
-        *(
-            "os.system",
-            "subprocess.Popen",
-            "builtins.exec",
-            "evil.Net",
-            "evil",
-            "BERTScore",
-            "evil.yaml",
-            "/evil",
-            "..",
-        ),
-        *(
-            "torch.nn",
-            "torch.nn.Linear",
-            "torch.load",
-            "torch.hub.load",
-            "torch.nn.modules.module.OrderedDict",
-            "epoch",
-        ),
-        *("mnist_lightning.cli.main", '{"class_path": "evil\\u002eNet"}', "mnist_lightning.MLP", "torch.optim.Adam"),
-    )
-)
-HYPERPARAMETERS = st.dictionaries(
-    st.sampled_from(["net", "optimizer", "lr_scheduler", "lr_scheduler_interval", "_class_path", "_instantiator", "x"]),
-    st.recursive(
-        PATHS | PLAIN,
-        lambda inner: st.fixed_dictionaries(
-            {"class_path": PATHS, "init_args": st.dictionaries(PATHS, inner, max_size=2)}
-        ),
-        max_leaves=4,
-    ),
-    max_size=4,
-)
-CHECKPOINTS = st.one_of(
-    st.fixed_dictionaries({}, optional={name: PLAIN | st.just(value) for name, value in CHECKPOINT.items()}),
-    st.dictionaries(st.sampled_from([*WEIGHTS, 1, None]), PLAIN | st.just(torch.zeros(2, dtype=torch.complex64))).map(
-        lambda weights: CHECKPOINT | {"state_dict": weights}
-    ),
-    st.tuples(st.sampled_from(["hyper_parameters", "hparams", "module_arguments"]), HYPERPARAMETERS | PLAIN).map(
-        lambda given: CHECKPOINT | dict([given])
-    ),
-).map(saved)
+def test_to_settings(net: nn.Module, expected: Any) -> None:
+    settings = to_settings(net)
+    assert (settings and settings["init_args"]) == expected
+    if settings:
+        assert repr(from_settings(settings)) == repr(net)
 
 
-@given(
-    content=mutated([GOOD, repacked(GOOD), repacked(GOOD, compression=zipfile.ZIP_DEFLATED)])
-    | mutated([PICKLED]).map(lambda pickled: repacked(GOOD, pickled))
-    | CHECKPOINTS
-    | st.binary(max_size=80)
-)
-def test_checkpoints(file: Path, content: bytes, capfd: pytest.CaptureFixture[str]) -> None:
-    file.write_bytes(content)
-    modules = set(sys.modules)
-    with nothing_but_refusals():
-        checkpoint = load_checkpoint(file)
-        assert isinstance(checkpoint["global_step"], int)
-        check_made_by(file, checkpoint, DigitClassifier)
-        check_names(file, checkpoint)
-        check_fits(file, checkpoint["state_dict"], MODEL)
-        MODEL.load_state_dict(checkpoint["state_dict"])
-    assert not {"evil", "this", "antigravity"} & (set(sys.modules) - modules)
-    assert capfd.readouterr() == ("", "")
-
-
-RECIPE = b"""seed_everything: 42
-trainer: {max_epochs: 3, accelerator: cpu, callbacks: [{class_path: EarlyStopping, init_args: {monitor: val/acc}}]}
-model:
-  net: {class_path: mnist_lightning.MLP, init_args: {hidden_sizes: [8], dropout: 0.2}}
-  optimizer: {class_path: torch.optim.Adam, init_args: {lr: 1e-3}}
-data: &data
-  class_path: mnist_lightning.UCIDigits
-  init_args: {batch_size: 32, val_fraction: 0.2}
-checkpoint: {save_top_k: 1}
-"""
-LAUGHS = b"a: &a [1,1,1,1,1,1,1,1,1]\n" + b"".join(
-    b"%c: &%c [%s]\n" % (98 + i, 98 + i, b",".join([b"*%c" % (97 + i)] * 9)) for i in range(12)
-)
-YAMLS = [
-    RECIPE,
-    LAUGHS,
-    b"data: &a [*a]\n",
-    b"data: !!python/object/apply:os.system [touch trap]\n",
-    b"data: !!python/name:os.system\n",
-    b"model: {net: {class_path: os.system, init_args: {command: touch trap}}}\n",
-    b"data: " + b"[" * 300 + b"]" * 300,
-    b"data: {class_path: UCIDigits, init_args: {batch_size: 1e999, val_fraction: .nan, split_seed: "
-    + b"9" * 5000
-    + b"}}\n",
-    b"data: !!timestamp x\nmodel: !!float ''\ntrainer: !!int ''\ncheckpoint: !!bool x\n",
-    b"data: !!binary x\nmodel: !!set {a}\n? [a]\n: 1\n<<: {data: 1}\n",
-    b"--- 1\n--- 2\n",
-    b"data: !!set {a}\n",
-    b"data: {since: !!timestamp 2026-01-01}\n",
-    b'data: "\\ud800\\0"\nckpt_path: "\\0"\ntrainer: {default_root_dir: "\\udc80\\n"}\n',
-    json.dumps({"data": {"class_path": "UCIDigits"}}).encode(),
-]
-
-
-@pytest.fixture(scope="module")
-def parsers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[[str], object]]:
-    """What each verb does with --config, up to where it makes anything of it."""
-
-    os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # as main has it
-
-    class Built(Exception):
-        pass
-
-    class Parsing(cli.DigitCLI):
-        def parse_arguments(self, parser: Any, args: Any) -> None:
-            built.append(self)
-            raise Built
-
-    def parse(made: cli.DigitCLI) -> Callable[[str], object]:
-        return lambda path: cli.DigitCLI.parse_arguments(made, made.parser, ["fit", "--config", path])
-
-    built: list[cli.DigitCLI] = []
-    with pytest.raises(Built):
-        Parsing(["fit"])
-    describing = data_parser(**cli.STRICT)
-    run = tmp_path_factory.mktemp("version_0")
-    (run / "checkpoints").mkdir()
-    (run / "checkpoints/best.ckpt").write_text("")
-
-    def continued(path: str) -> object:
-        shutil.copy(path, run / "config.yaml")
-        return resolve(["test", "--ckpt_path", str(run)])
-
-    return {
-        "fit": parse(built[0]),
-        "test": continued,
-        "describe": lambda path: describing.parse_args(only_data(["--config", path])),
-    }
-
-
-@given(content=mutated(YAMLS) | st.binary(max_size=80))
-def test_configurations(
-    file: Path, content: bytes, parsers: dict[str, Callable[[str], object]], capfd: pytest.CaptureFixture[str]
-) -> None:
-    file.write_bytes(content)
-    for parse in parsers.values():
-        with nothing_but_refusals():
-            try:
-                parse(str(file))
-            except Exception as error:
-                if not cli._is_users(error):
-                    raise
-                raise InputError(condense(str(error))) from error  # as main has it
-    assert capfd.readouterr() == ("", "")
-
-
-RECORD = json.dumps(dict(zip(RUN, ["UCIDigits", *[1] * 9], strict=True))).encode()
-RECORDS = [
-    RECORD,
-    b"[" * 100_000,
-    b'{"epochs": ' + b"9" * 5000 + b"}",
-    b'{"global_step": "many", "best_val_acc": [NaN]}',
-    b'{"fit_seconds": 1' + b"0" * 400 + b"}",
-]
-
-
-@given(content=mutated(RECORDS) | st.binary(max_size=80))
-def test_records(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "run.json").write_bytes(content)
-    with nothing_but_refusals():
-        record = read_record(tmp_path)
-        assert record is None or isinstance(record, dict)
-        for name, value in (record or {}).items():
-            if name in RUN:
-                assert isinstance(_written(RUN[name][1], value), str)
-
-
-HISTORY = [
-    b"epoch,step,lr,val/acc\n0,9,,0.5\n1,19,1e-3,nan\n",
-    b'epoch,step\n"0",1\n',
-    b"epoch,step\n0,1" + b"1" * 200_000,
-]
-
-
-@given(content=mutated(HISTORY) | st.binary(max_size=80))
-def test_histories(file: Path, content: bytes) -> None:
-    file.write_bytes(content)
-    with nothing_but_refusals():
-        for row in read_history(file):
-            assert int(row["step"]) >= 0
-            assert int(row["epoch"]) >= 0
-            assert all(cell == "" or isinstance(float(cell), float) for cell in row.values())
+@given(st.text(max_size=60))
+def test_condense(message: str) -> None:
+    """A message of the parser stays one line, whatever is in it."""
+    assert "\n" not in condense(f'Parser key "data":\n  {message}')

@@ -65,4 +65,4 @@ for _ in range(epochs):
     params, state, key = epoch(params, state, key, x[:48_000], y[:48_000])
     val_accuracy = float(accuracy(params, x[48_000:], y[48_000:]))
 seconds = time.perf_counter() - start
-report("jax-scan", seed, seconds, float(accuracy(params, xe, ye)), val_accuracy=round(val_accuracy, 4))
+report(seconds, float(accuracy(params, xe, ye)), val_accuracy=round(val_accuracy, 4))

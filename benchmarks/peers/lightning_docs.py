@@ -72,4 +72,4 @@ with tempfile.TemporaryDirectory() as out:
     seconds = time.perf_counter() - start
     test = DataLoader(MNIST(data_dir, train=False, transform=to_tensor), batch_size=1000)
     result = trainer.test(module, test, verbose=False)[0]
-report("lightning-docs", seed, seconds, result["test/acc"])
+report(seconds, result["test/acc"])

@@ -1,7 +1,6 @@
-"""What the peers share: their arguments, MNIST as NumPy arrays, and the line each prints."""
+"""What the peers share: their arguments, MNIST as NumPy arrays, and the line that each prints."""
 
 import json
-import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Images = NDArray[np.uint8]  # (N, 28, 28)
-Labels = NDArray[np.uint8]  # (N,)
+Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # images (N, 28, 28) and labels (N,)
 
 
 def arguments() -> tuple[str, int, int]:
@@ -20,7 +18,7 @@ def arguments() -> tuple[str, int, int]:
     return sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 
 
-def load(data_dir: str) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
+def load(data_dir: str) -> tuple[Arrays, Arrays]:
     """Read the training and the test set from a folder in torchvision's layout."""
 
     def read(name: str, header: int) -> NDArray[np.uint8]:
@@ -32,12 +30,6 @@ def load(data_dir: str) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
     )
 
 
-def rss_mb() -> float:
-    """Return the most memory this process has held, in MB. A large parent process counts: it was its copy once."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
-
-
-def report(who: str, seed: int, seconds: float, test_accuracy: float, **more: Any) -> None:
+def report(seconds: float, test_accuracy: float, **more: Any) -> None:
     """Print the result as one line of JSON."""
-    result = {"fit_seconds": round(seconds, 2), "test_accuracy": round(test_accuracy, 4), "peak_rss_mb": rss_mb()}
-    print(json.dumps({"who": who, "seed": seed, **result, **more}))
+    print(json.dumps({"fit_seconds": round(seconds, 2), "test_accuracy": round(test_accuracy, 4), **more}))

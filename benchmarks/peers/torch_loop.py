@@ -6,10 +6,9 @@ python benchmarks/peers/torch_loop.py DATA_DIR EPOCHS SEED
 import time
 
 import torch
-from peer import arguments, load, report, rss_mb
+from peer import arguments, load, report
 from torch import nn
 
-rss_after_imports_mb = rss_mb()
 data_dir, epochs, seed = arguments()
 torch.manual_seed(seed)
 (x, y), (xe, ye) = [(torch.tensor(a).float().div_(255), torch.tensor(b).long()) for a, b in load(data_dir)]
@@ -40,5 +39,4 @@ for _ in range(epochs):
 seconds = time.perf_counter() - start
 with torch.no_grad():
     accuracy = (net(xe).argmax(1) == ye).float().mean().item()
-more = {"val_accuracy": round(val_accuracy, 4), "rss_after_imports_mb": rss_after_imports_mb}
-report("torch-loop", seed, seconds, accuracy, **more)
+report(seconds, accuracy, val_accuracy=round(val_accuracy, 4), threads=torch.get_num_threads())

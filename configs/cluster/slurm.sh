@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Trains on a SLURM cluster; at its time limit the job saves, requeues itself and goes on where it was.
+# Trains on a SLURM cluster. Before its time limit the job stops and requeues itself; then it resumes with the epoch
+# it was in, and ends as if nothing had stopped it.
 #
 #   sbatch configs/cluster/slurm.sh                                              # CPU, one process
 #   sbatch --nodes=2 --ntasks-per-node=4 configs/cluster/slurm.sh                # CPU, 8 processes
@@ -7,18 +8,18 @@
 #   sbatch --nodes=2 --ntasks-per-node=4 --gres=gpu:4 configs/cluster/slurm.sh   # 8 GPUs: a task for each
 #   sbatch --array=1-5 configs/cluster/slurm.sh --config configs/fast.yaml       # the seeds 1 to 5, a job for each
 #
-# Options before the script are sbatch's and overrule the lines below, those after it go to `fit`. Submit it where
-# `python -m mnist_lightning` works: the job gets that environment and that folder. Whatever was allocated is used:
-# GPUs if there are any, one process per task.
+# Options before the script are sbatch's and replace the lines below; those after it go to `fit`. Submit it in a folder
+# and an environment where `python -m mnist_lightning` works: the job gets both. It uses whatever was allocated: GPUs
+# if there are any, one process per task.
 #
 # A job writes to RUNS/JOB/lightning_logs/ (RUNS is `runs` unless it is set), a task of an array to RUNS/JOB_TASK/.
 # When it has ended: python -m mnist_lightning test --trainer.default_root_dir RUNS/JOB
-# To go on with a job that failed: scontrol requeue JOB; or in a new job, --ckpt_path RUNS/JOB/lightning_logs/version_0
+# To resume a job that failed: scontrol requeue JOB; or in a new job, --ckpt_path RUNS/JOB/lightning_logs/version_0
 #
-# Get the data on a login node beforehand if the nodes are offline, into a folder that they see and that
-# MNIST_LIGHTNING_DATA names. With STAGE=/local/folder each node first copies them to its own disk.
+# If the nodes have no network, download the data on a login node beforehand, into a folder that the nodes see and that
+# MNIST_LIGHTNING_DATA names. With STAGE=/local/folder each node first copies the data to its own disk.
 #
-# DOCTOR='--data MNIST', or whatever the data are, has `doctor` check all nodes first: if one is not fit, the job ends.
+# With DOCTOR='--data MNIST', or another data set, `doctor` first checks all nodes; if a check fails, the job ends.
 #
 #SBATCH --job-name=mnist
 #SBATCH --nodes=1
@@ -28,7 +29,7 @@
 # 90 seconds before the limit, SIGUSR1 to the training, not to this script. SLURM may send it up to a minute earlier.
 #SBATCH --signal=USR1@90
 #SBATCH --requeue
-# A requeued job goes on in the same log: slurm-JOB.out, or slurm-JOB_TASK.out of an array.
+# A requeued job continues the same log: slurm-JOB.out, or slurm-JOB_TASK.out of an array.
 #SBATCH --open-mode=append
 set -euo pipefail
 
@@ -37,7 +38,7 @@ if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
     job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
     set -- "$@" --seed_everything "$SLURM_ARRAY_TASK_ID"
 fi
-folder=${RUNS:-runs}/$job # stays the same when the job is requeued
+folder=${RUNS:-runs}/$job # the same after a requeue
 # Looked up once, so that all ranks agree.
 if compgen -G "$folder/lightning_logs/*/checkpoints/last.ckpt" >/dev/null; then
     set -- --ckpt_path last # the run's own config.yaml has the rest
@@ -64,11 +65,12 @@ fi
 
 if [[ -n ${DOCTOR:-} ]]; then
     # shellcheck disable=SC2086 # its own arguments
-    srun --wait=60 python -m mnist_lightning doctor $DOCTOR --accelerator "$accelerator" --default_root_dir "$folder"
+    # It waits a minute for processes that do not start, and then reports that.
+    srun --wait=120 python -m mnist_lightning doctor $DOCTOR --accelerator "$accelerator" --default_root_dir "$folder"
 fi
 
 code=0
-# When a rank dies, the others would wait for it forever: --wait ends them a minute later.
+# When a process is killed, the others may wait for it forever: --wait ends them after a minute.
 srun --wait=60 python -m mnist_lightning fit "$@" \
     --trainer.default_root_dir "$folder" --trainer.accelerator "$accelerator" \
     --trainer.num_nodes "$SLURM_NNODES" --trainer.devices "$SLURM_NTASKS_PER_NODE" || code=$?

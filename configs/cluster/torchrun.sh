@@ -10,7 +10,7 @@
 # `python -m mnist_lightning` works. All nodes must have as many processes and see the same folder of runs.
 # CUDA_VISIBLE_DEVICES chooses GPUs; MASTER_PORT is 29500 unless it is set.
 #
-# Ctrl-C or SIGTERM here reaches every process of this node: `fit` saves, in 30 seconds at most, and says how to go on.
+# Ctrl-C or SIGTERM here stops every process of this node at once, and `fit` prints how to resume.
 # torchrun then adds a traceback of its own, and its exit code is 1 whatever the signal.
 set -euo pipefail
 

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that scikit-learn carries: real data without a download."""
+"""The 1,797 handwritten digits that scikit-learn contains: real data without a download."""
 
 import numpy as np
 import torch
@@ -8,15 +8,15 @@ from mnist_lightning.data.base import DigitDataModule, Split
 
 
 class UCIDigits(DigitDataModule):
-    """1,797 real digits that need no network, from the UCI repository (Alpaydin and Kaynak 1998).
+    """1,797 handwritten digits that need no download, from the UCI repository (Alpaydin and Kaynak 1998).
 
-    The 8x8 images with 17 grey levels are scaled to 20x20 and centred in 28x28, as MNIST's digits are. A fixed
-    stratified fifth, 360 images, is the test set.
+    The 8x8 images with 17 grey levels are scaled to 20x20 and centred in 28x28, like MNIST's digits. The test set is
+    a fixed fifth of them, 360 images with the same share of each digit.
     """
 
     def load(self, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Read one split: images ``(N, 28, 28)`` uint8, white on black, and their digits ``(N,)`` in 0-9."""
-        # Here, since the command line imports every data module, whatever the data are.
+        """Read one split: images ``(N, 28, 28)`` uint8 in 0-255, white on black, and their labels ``(N,)`` in 0-9."""
+        # Here, because the command line imports every data module.
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 

@@ -1,0 +1,129 @@
+"""Picture files: list them, and read pixels of any format and mode within bounds."""
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mnist_lightning.errors import InputError
+from mnist_lightning.pictures.prepare import MIN_CONTRAST, Box
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+WHITES = (1, 255, 4095, 65535)  # of floats, and of 8, 12 and 16 bits
+MAX_PIXELS = 50_000_000  # the largest sensors of today's phones; decoded, 200 MB
+_stderr = threading.Lock()
+
+
+def picture_files(paths: Sequence[str]) -> list[str]:
+    """List the pictures that files and folders stand for.
+
+    A file stands for itself, even if it does not exist: reading it will report that. A folder stands for the pictures
+    in it and in its subfolders, chosen by suffix and sorted by name, without hidden ones and without linked folders.
+
+    Raises:
+        InputError: If a folder has no picture, or cannot be read.
+    """
+    files = []
+    for path in paths:
+        if not os.path.isdir(path):
+            files.append(path)
+            continue
+        found: list[str] = []
+        for folder, folders, names in os.walk(path, onerror=_refuse):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            chosen = [name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+            found += [os.path.join(folder, name) for name in chosen]
+        if not found:
+            raise InputError(f"no picture in {path}: none of its files ends in {', '.join(SUFFIXES)}")
+        files += sorted(found)
+    return files
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def read_picture(path: str | Path) -> NDArray[np.uint8]:
+    """Read a picture upright, as its EXIF orientation says, and the first frame of an animation.
+
+    More than 8 bits per pixel are reduced to 256 grey levels from the darkest pixel to the lightest. The low contrast
+    of an empty page is not stretched.
+
+    Args:
+        path: A PNG, JPEG, BMP, GIF, TIFF or WebP file of any mode.
+
+    Returns:
+        Grey ``(H, W)``, RGB ``(H, W, 3)``, or with transparency RGBA ``(H, W, 4)``.
+
+    Raises:
+        InputError: If the file is missing, damaged, of another format, or larger than 50 million pixels. The message
+            gives the reason without the file's name.
+    """
+    if not os.path.isfile(path):  # a pipe or a device would never end
+        raise InputError("not a file" if os.path.lexists(path) else "no such file")
+    try:
+        # Pillow 13.0 maps a file that it opens itself into memory, and then garbles turned TIFFs.
+        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise InputError(f"too large: {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}")
+            with _without_stderr() if picture.format == "TIFF" else nullcontext():
+                picture.load()
+            with suppress(Exception):  # damaged EXIF data do not spoil the picture
+                ImageOps.exif_transpose(picture, in_place=True)
+            return _pixels(picture)
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:  # Pillow checks the size too
+        raise InputError(f"too large: more than {MAX_PIXELS:,} pixels") from error
+    except UnidentifiedImageError as error:
+        raise InputError("not a PNG, JPEG, BMP, GIF, TIFF or WebP picture") from error
+    except Exception as error:  # decoders raise errors of any type for damaged bytes
+        if isinstance(error, OSError) and error.strerror:
+            raise InputError(f"cannot be read: {error.strerror}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"damaged: {reason[:200]}") from error
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Hide what libtiff prints about odd files: it writes to the process's stderr, so one thread at a time may read."""
+    with _stderr, open(os.devnull, "wb") as nowhere:
+        kept = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
+    if picture.mode.startswith(("I", "F")):
+        values = np.nan_to_num(np.asarray(picture).astype(np.float32), posinf=0, neginf=0)
+        low, high = values.min(), values.max()
+        # The file does not say how much of its range it uses: take the smallest usual range that holds its values.
+        white = next((white for white in WHITES if high <= white), high)
+        is_empty = high - low < MIN_CONTRAST / 255 * white
+        scale = 255 / (white if is_empty else high - low)
+        return np.asarray(np.round((values - low) * scale).astype(np.uint8))
+    if picture.has_transparency_data:
+        return np.asarray(picture.convert("RGBA"))
+    mode = "L" if picture.mode in ("1", "L") else "RGB"
+    return np.asarray(picture if picture.mode == mode else picture.convert(mode))
+
+
+def surroundings(picture: NDArray[np.uint8], box: Box) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
+    """Return a copy of a picture's part around a box, less than 256 pixels wide and high, and the box in its pixels."""
+    left, top, right, bottom = box
+    margin = max(right - left, bottom - top) // 3 + 1
+    x, y = max(0, left - margin), max(0, top - margin)
+    part = picture[y : bottom + margin, x : right + margin]
+    step = max(part.shape) // 128 or 1
+    return part[::step, ::step].copy(), ((left - x) / step, (top - y) / step, (right - x) / step, (bottom - y) / step)

@@ -1,0 +1,99 @@
+"""Figures of a data set: sample images, mean images and digit counts."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
+
+from mnist_lightning.report.figures import CORRECT, WRONG, single
+from mnist_lightning.report.metrics import DIGITS, Images, Labels
+
+PER_ROW = 12
+GAP = 2  # pixels between images
+LINE = 7  # pixels of a line of text between two rows
+COLOURS = (CORRECT, WRONG, "#009E73")  # from Okabe and Ito's palette too
+
+
+def sample_grid(images: Images, labels: Labels | None) -> Figure:
+    """Draw the first 12 images of each digit, one row per digit; without labels the first 120 images."""
+    if labels is None:
+        rows = [images[start : start + PER_ROW] for start in range(0, 10 * PER_ROW, PER_ROW)]
+        names = [str(PER_ROW * row + 1) for row in range(10)]
+        title, label = f"The first {min(len(images), 10 * PER_ROW)} images (no labels)", "Image number"
+    else:
+        rows = [images[np.flatnonzero(labels == digit)[:PER_ROW]] for digit in DIGITS]
+        names = [str(digit) for digit in DIGITS]
+        title, label = f"The first {PER_ROW} images of each digit", "Digit"
+    figure, axis = single(8, 7)
+    _draw(axis, rows, PER_ROW, largest=255)
+    axis.set(title=title, ylabel=label)
+    axis.set_yticks([row * (28 + GAP) + 13.5 for row in range(10)], names)
+    return figure
+
+
+def mean_digits(images: Images, labels: Labels | None) -> Figure:
+    """Draw the mean image of each digit as fractions of white; without labels the mean of all images."""
+    groups = [images] if labels is None else [images[labels == digit] for digit in DIGITS]
+    means = [_mean(group) for group in groups]
+    figure, axis = single(4.8 if labels is None else 8, 3.7)
+    mappable = _draw(axis, [means[:5], means[5:]] if len(means) > 5 else [means], min(5, len(means)), 1, LINE)
+    if labels is None:
+        title = f"The mean of {len(images):,} images"
+    else:
+        title = "Mean image of each digit, and the number of images"
+        for digit, group in enumerate(groups):
+            row, column = divmod(digit, 5)
+            x, y = column * (28 + GAP) + 13.5, row * (28 + GAP + LINE) - 1.5
+            axis.text(x, y, f"{digit} ({len(group):,})", ha="center", va="bottom")
+    figure.suptitle(title, fontsize="large")
+    figure.colorbar(mappable, label="Fraction of white", shrink=0.8)
+    return figure
+
+
+def digit_counts(splits: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draw how often each digit occurs, in percent of each split's images.
+
+    Args:
+        splits: The result of ``describe`` for the name of each split, at most three with labels; those without labels
+            are left out.
+    """
+    labelled = {name: split for name, split in splits.items() if split["num_per_digit"] is not None}
+    figure, axis = single(8, 4)
+    width = 0.8 / max(len(labelled), 1)
+    for place, (name, split) in enumerate(labelled.items()):
+        shares = np.array(split["num_per_digit"]) / split["num_examples"]
+        left, label = np.arange(10) - 0.4 + place * width, f"{name} ({split['num_examples']:,})"
+        axis.bar(left, shares, width, align="edge", color=COLOURS[place], label=label)
+    axis.set(title="Share of each digit", xlabel="Digit", ylabel="Share of the split's images", xticks=DIGITS)
+    axis.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_axisbelow(True)
+    if labelled:
+        figure.legend(loc="outside lower center", ncols=len(COLOURS), frameon=False)
+    else:
+        axis.text(0.5, 0.5, "no labels", transform=axis.transAxes, ha="center")
+    return figure
+
+
+def _mean(images: Images) -> NDArray[np.float64]:
+    """Return the mean image in [0, 1], or NaN if there are no images."""
+    total = images.sum(axis=0, dtype=np.uint64)
+    return total / (255 * len(images)) if len(images) else np.full(total.shape, np.nan)
+
+
+def _draw(axis: Axes, rows: Sequence[Iterable[Any]], columns: int, largest: int, line: int = 0) -> AxesImage:
+    """Draw rows of images as one picture, NaN between them: a hundred axes would take seconds."""
+    width, height = 28 + GAP, 28 + GAP + line
+    picture = np.full((len(rows) * height - GAP - line, columns * width - GAP), np.nan)
+    for row, images in enumerate(rows):
+        for column, image in enumerate(images):
+            picture[row * height : row * height + 28, column * width : column * width + 28] = image
+    axis.set(xticks=[], yticks=[])
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    return axis.imshow(picture, cmap="gray", vmin=0, vmax=largest)

@@ -1,0 +1,134 @@
+"""Test metrics from labels and probabilities: scikit-learn's scores and the calibration error."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# scikit-learn is slow to import, and fit draws its curves without it: the functions that need it import it.
+
+Images = NDArray[np.uint8]  # (N, 28, 28), white on black
+Labels = NDArray[np.integer]  # (N,), true digits in 0-9
+Counts = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Probabilities = NDArray[np.floating]  # (N, 10), in [0, 1]; those of a diverged network are not finite
+
+DIGITS = range(10)
+BINS = 15  # as in Guo et al. 2017 and torchmetrics
+
+
+def classification(labels: Labels, probabilities: Probabilities) -> dict[str, Any]:
+    """Return the metrics of a test as plain numbers and lists.
+
+    Macro metrics are unweighted means over the digits. The accuracy of a digit is its recall. Precision, recall and F1
+    are 0 where the formula divides by zero. AUROC compares each digit with the rest. It is None for a digit that is
+    absent, or the only one present, and ``auroc_macro`` is the mean over the others. If a probability is not finite,
+    all AUROC values and ``ece`` are None.
+
+    Args:
+        labels: True digits ``(N,)`` in 0-9, at least one.
+        probabilities: ``(N, 10)`` in [0, 1]; the first of the largest is the predicted digit.
+
+    Returns:
+        Fractions in [0, 1]: ``accuracy``, ``precision_macro``, ``recall_macro``, ``f1_macro``, ``auroc_macro`` and
+        ``ece``; lists of ten: ``per_digit`` (accuracies), ``precision_per_digit``, ``recall_per_digit``,
+        ``f1_per_digit`` and ``auroc_per_digit``; and the counts ``confusion_matrix``, ten rows (true) of ten
+        (predicted).
+    """
+    from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
+
+    predicted, confidence = decide(probabilities)
+    correct = predicted == labels
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, labels=DIGITS, zero_division=0.0)
+    auroc = [
+        float(roc_auc_score(labels == digit, probabilities[:, digit])) if exists else None
+        for digit, exists in enumerate(has_curves(labels, probabilities))
+    ]
+    known = [value for value in auroc if value is not None]
+    return {
+        "accuracy": float(correct.mean()),
+        "precision_macro": float(precision.mean()),
+        "recall_macro": float(recall.mean()),
+        "f1_macro": float(f1.mean()),
+        "auroc_macro": float(np.mean(known)) if known else None,
+        "ece": calibration_error(*reliability(confidence, correct)) if np.isfinite(probabilities).all() else None,
+        "per_digit": recall.tolist(),
+        "precision_per_digit": precision.tolist(),
+        "recall_per_digit": recall.tolist(),
+        "f1_per_digit": f1.tolist(),
+        "auroc_per_digit": auroc,
+        "confusion_matrix": confusion(labels, probabilities).tolist(),
+    }
+
+
+def confusion(labels: Labels, probabilities: Probabilities) -> Counts:
+    """Return the confusion matrix in counts ``(10, 10)``: rows true, columns predicted."""
+    from sklearn.metrics import confusion_matrix
+
+    counts: Counts = confusion_matrix(labels, decide(probabilities)[0], labels=DIGITS)
+    return counts
+
+
+def decide(probabilities: Probabilities) -> tuple[Counts, Floats]:
+    """Return the predicted digits ``(N,)`` and their probabilities; of equals the first, like torch's ``max``."""
+    return probabilities.argmax(axis=1), probabilities.max(axis=1).astype(np.float64)
+
+
+def has_curves(labels: Labels, probabilities: Probabilities) -> list[bool]:
+    """Return for each digit whether its ROC and precision-recall curves against the rest exist.
+
+    They exist if all probabilities are finite, and the labels hold both this digit and another.
+    """
+    finite = bool(np.isfinite(probabilities).all())
+    return [finite and 0 < np.mean(labels == digit) < 1 for digit in DIGITS]
+
+
+def reliability(confidence: Floats, correct: NDArray[np.bool_], bins: int = BINS) -> tuple[Counts, Floats, Floats]:
+    """Group predictions by confidence into bins of equal width.
+
+    Bin m of M is ((m - 1) / M, m / M], and the first also holds 0 (Guo et al. 2017, "On Calibration of Modern Neural
+    Networks", section 2).
+
+    Args:
+        confidence: Probabilities of the predicted digits ``(N,)`` in [0, 1].
+        correct: Whether each prediction is correct ``(N,)``.
+        bins: Number of bins.
+
+    Returns:
+        For each bin the number of predictions, their accuracy and their mean confidence, ``(bins,)`` each; all 0 for
+        an empty bin.
+    """
+    index = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
+    counts = np.bincount(index, minlength=bins)
+    hits, confidences = (np.bincount(index, values, minlength=bins) for values in (correct, confidence))
+    return counts, hits / np.maximum(counts, 1), confidences / np.maximum(counts, 1)
+
+
+def calibration_error(counts: Counts, accuracy: Floats, confidence: Floats) -> float:
+    """Return the expected calibration error (ECE): the mean of |accuracy - confidence|, weighted by the counts.
+
+    Args:
+        counts: Number of predictions in each bin ``(bins,)``, from ``reliability``.
+        accuracy: Their accuracy ``(bins,)``.
+        confidence: Their mean confidence ``(bins,)``.
+    """
+    return float(np.average(np.abs(accuracy - confidence), weights=counts))
+
+
+def frequent_mistakes(counts: Counts, top: int) -> list[tuple[int, int, int, float]]:
+    """Return the most frequent confusions, the most frequent first.
+
+    Args:
+        counts: Confusion matrix ``(10, 10)``, rows true, columns predicted.
+        top: Return at most this many; confusions that never happened are left out.
+
+    Returns:
+        For each the true digit, the predicted digit, the count, and the share of the true digit's images.
+    """
+    wrong = np.where(np.eye(len(counts), dtype=bool), 0, counts)
+    pairs = [divmod(int(cell), len(counts)) for cell in np.argsort(-wrong, axis=None, kind="stable")[:top]]
+    return [
+        (true, predicted, int(wrong[true, predicted]), float(wrong[true, predicted] / counts[true].sum()))
+        for true, predicted in pairs
+        if wrong[true, predicted]
+    ]

@@ -1,0 +1,68 @@
+"""The tables that ``fit``, ``test`` and ``describe`` print."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def fit_table(record: Mapping[str, Any], folder: str) -> str:
+    """Return the results of a training run.
+
+    Args:
+        record: The content of ``run.json``; ``best_val_acc`` may be None.
+        folder: The run folder.
+    """
+    rows = {"Epochs": record["epochs"], "Updates": f"{record['global_step']:,}"}
+    rows |= {"Seconds": f"{record['fit_seconds']:.1f}", "Run folder": folder}
+    if record["best_val_acc"] is not None:
+        best = f"{record['best_val_acc']:.2%} in epoch {record['best_epoch']} (the first is 0)"
+        rows = {"Best validation accuracy": best, **rows}
+    return "\n".join(f"{name:<25} {value}" for name, value in rows.items())
+
+
+def test_table(metrics: Mapping[str, Any]) -> str:
+    """Return the metrics of a test, overall and per digit.
+
+    Args:
+        metrics: The content of ``metrics.json``.
+    """
+    lines = [
+        f"{metrics['dataset']}, {metrics['num_examples']:,} test images",
+        f"accuracy {metrics['accuracy']:.2%}   loss {number(metrics['loss'])}   macro: precision "
+        f"{metrics['precision_macro']:.2%}   recall {metrics['recall_macro']:.2%}   F1 {metrics['f1_macro']:.2%}",
+        f"AUROC {number(metrics['auroc_macro'])} (macro)   calibration error (ECE) {number(metrics['ece'], '.2%')}",
+        "",
+        "digit  images  accuracy = recall  precision       F1  most often confused with",
+    ]
+    columns = (metrics[name] for name in ("per_digit", "precision_per_digit", "f1_per_digit", "confusion_matrix"))
+    for digit, (accuracy, precision, f1, row) in enumerate(zip(*columns, strict=True)):
+        wrong = [0 if predicted == digit else count for predicted, count in enumerate(row)]
+        mistake = f"{wrong.index(max(wrong))} ({max(wrong)}x)" if any(wrong) else "-"
+        lines.append(f"{digit:>5}  {sum(row):>6,}  {accuracy:>17.2%}  {precision:>9.2%}  {f1:>7.2%}  {mistake}")
+    return "\n".join(lines)
+
+
+def description_table(splits: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the descriptions of several splits, one column each.
+
+    Args:
+        splits: The result of ``describe`` for each split's name; "-" replaces unknown counts.
+    """
+    forms = {"pixel_mean": ".4f", "pixel_std": ".4f", "pixel_min": "d", "pixel_max": "d", "always_zero": ".1%"}
+    columns = [["", "images", *(f"digit {digit}" for digit in range(10)), *(name.replace("_", " ") for name in forms)]]
+    for name, split in splits.items():
+        total, counts = split["num_examples"], split["num_per_digit"]
+        shares = ["-"] * 10 if counts is None else [f"{count:,}  {count / total:6.2%}" for count in counts]
+        columns.append([name, f"{total:,}", *shares, *(format(split[key], form) for key, form in forms.items())])
+    widths = [max(map(len, column)) for column in columns]
+    lines = [
+        "   ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])])
+        for first, *rest in zip(*columns, strict=True)
+    ]
+    lines += ["", "Pixel mean and std are fractions of white; pixel min and max are in 0-255."]
+    return "\n".join([*lines, "Always zero is the share of pixel positions that are black in every image."])
+
+
+def number(value: float | None, style: str = ".4f") -> str:
+    """Return a formatted value, or ``n/a`` for None and for values that are not finite."""
+    return "n/a" if value is None or not math.isfinite(value) else format(value, style)

@@ -1,0 +1,83 @@
+"""Objects as plain settings and back: a class path and its arguments, as in a configuration file."""
+
+import importlib
+import inspect
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mnist_lightning.errors import InputError
+
+TRUSTED = ("mnist_lightning.", "torch.nn.", "torch.optim.", "lightning.pytorch.cli.ReduceLROnPlateau")
+
+
+def to_settings(thing: Any) -> dict[str, Any] | None:
+    """Describe an object that keeps its arguments in attributes of the same names, as ``MLP`` does.
+
+    Returns:
+        ``class_path`` and ``init_args``, or None if an argument is not kept so or is not a plain value.
+
+    >>> from mnist_lightning import MLP
+    >>> to_settings(MLP([32]))["init_args"]
+    {'hidden_sizes': [32], 'dropout': 0.2}
+    """
+    arguments: dict[str, Any] = {}
+    for base in type(thing).__mro__:
+        for parameter in list(inspect.signature(base.__init__).parameters.values())[1:]:
+            if parameter.kind is parameter.VAR_POSITIONAL and base is type(thing):
+                return None
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                value = getattr(thing, parameter.name, inspect)  # a module is never plain
+                arguments[parameter.name] = to_settings(value) if isinstance(value, nn.Module) else value
+        if not any(
+            parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(base).parameters.values()
+        ):
+            break
+    path = f"{type(thing).__module__}.{type(thing).__qualname__}"
+    return {"class_path": path, "init_args": arguments} if is_plain(arguments) else None
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a value is of numbers, strings, lists and dicts alone."""
+    if isinstance(value, dict):
+        return all(map(is_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def from_settings(settings: Any, trusted: bool = False) -> Any:
+    """Make what settings describe; an optimizer or a scheduler becomes a function that makes one.
+
+    Args:
+        settings: A dict with ``class_path`` and perhaps ``init_args``, in which others may be nested; any other value
+            is returned as it is.
+        trusted: Whether any class may be made; without it only networks, optimizers and schedulers of torch and of
+            this package.
+
+    Raises:
+        InputError: If a class is missing or not trusted, or refuses its arguments.
+    """
+    if not isinstance(settings, dict) or "class_path" not in settings:
+        return settings
+    path = settings["class_path"]
+    module, _, name = str(path).rpartition(".")
+    if not trusted and not str(path).startswith(TRUSTED):
+        raise InputError(
+            f"{path!s:.100} is not a class of torch.nn, torch.optim or mnist_lightning, so it could run a stranger's "
+            "code: give the run folder, or in Python load_run(file, net=...)"
+        )
+    try:
+        cls = getattr(importlib.import_module(module), name)
+        factory = isinstance(cls, type) and issubclass(cls, (Optimizer, LRScheduler))
+        if not trusted and not (factory or (isinstance(cls, type) and issubclass(cls, nn.Module))):
+            raise TypeError("not a network, an optimizer or a scheduler")
+        arguments = {key: from_settings(value, trusted) for key, value in (settings.get("init_args") or {}).items()}
+        return partial(cls, **arguments) if factory else cls(**arguments)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"cannot make {path!s:.100}: {type(error).__name__}: {error!s:.200}") from error

@@ -1,0 +1,1 @@
+"""Training: ``fit`` builds the Trainer, and a ``Run`` is what it leaves."""

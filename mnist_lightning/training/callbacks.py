@@ -1,0 +1,304 @@
+"""Trainer callbacks for what Lightning lacks: the run's record, progress in a log file, and pictures of a test."""
+
+import json
+import math
+import platform
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback, ProgressBar, TQDMProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mnist_lightning.data.base import DigitDataModule
+from mnist_lightning.errors import InputError
+from mnist_lightning.files import write_atomic
+from mnist_lightning.training.loggers import TensorBoardRunLogger, read_history
+
+PACKAGES = ("mnist-lightning", "torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Return the version of Python and of each package that has a part in a run."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+class RunRecord(Callback):
+    """Write ``config.yaml`` when training begins, ``run.json`` with each epoch, and ``curves.png`` at the end.
+
+    Args:
+        folder: The run folder.
+        seed: The run's seed, for the record.
+        config: The content of ``config.yaml``, unless there is one.
+    """
+
+    def __init__(self, folder: Path, seed: int, config: Mapping[str, Any]) -> None:
+        self.folder, self.seed, self.config = folder, seed, config
+        self.device = ""
+        self.start: float | None = None
+        self.earlier_seconds = 0.0
+        self.best_val_acc: float | None = None
+        self.best_epoch: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run continues from."""
+        return {"fit_seconds": self._seconds(), "best_val_acc": self.best_val_acc, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from what ``state_dict`` returned."""
+        self.earlier_seconds = state_dict["fit_seconds"]
+        self.best_val_acc, self.best_epoch = state_dict["best_val_acc"], state_dict["best_epoch"]
+
+    def _seconds(self) -> float:
+        return self.earlier_seconds + (0.0 if self.start is None else time.perf_counter() - self.start)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print what is going to be trained, and start the clock: data are loaded, nothing is trained."""
+        device = pl_module.device  # asked now: after fit, Lightning has moved the module back to the CPU
+        self.device = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        if trainer.is_global_zero:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            print(
+                f"{type(data).__name__}: {len(data.train_set):,} training and {len(data.val_set):,} validation images. "
+                f"{type(pl_module.net).__name__}: {_num_parameters(pl_module):,} parameters on {self.device}. "
+                f"Run folder: {self.folder}",
+                flush=True,
+            )
+            if (number := trainer.world_size) > 1:
+                print(
+                    f"{number} processes with batches of {data.batch_size}: {number * data.batch_size} images per "
+                    "update. The learning rate is not scaled with the number of processes.",
+                    flush=True,
+                )
+        self.start = time.perf_counter()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write ``config.yaml``, now that the settings are known to work."""
+        path = self.folder / "config.yaml"
+        if trainer.is_global_zero and not path.exists():
+            write_atomic(path, yaml.safe_dump(self.config, sort_keys=False))
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the record so far: a run that is killed has no end to write it at."""
+        self._write(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember the best validation accuracy, the first of equals, as the best checkpoint does."""
+        accuracy = trainer.callback_metrics["val/acc"].item()
+        if not trainer.sanity_checking and (self.best_val_acc is None or accuracy > self.best_val_acc):
+            self.best_val_acc, self.best_epoch = accuracy, trainer.current_epoch
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the record, draw the curves, and say so if training diverged."""
+        self._write(trainer, pl_module)
+        loss = trainer.callback_metrics.get("train/loss", torch.zeros(()))
+        if trainer.is_global_zero:
+            history = read_history(self.folder / "metrics.csv")
+            if history:
+                from mnist_lightning.report import figures  # here, since matplotlib takes a while to import
+
+                figures.save(figures.curves(history), self.folder / "curves.png")
+            if not math.isfinite(loss):
+                print(
+                    f"Training diverged: the training loss is {loss:g}. Try a smaller learning rate "
+                    "(--model.optimizer.lr) or gradient clipping (--trainer.gradient_clip_val 1)."
+                )
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Write the record of a run that was interrupted after it began, unless the disk is full."""
+        if self.start is not None:
+            with suppress(OSError):
+                self.on_fit_end(trainer, pl_module)
+
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        record = {
+            "verb": "fit",
+            "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
+            "seed": self.seed,
+            "device": self.device,
+            "devices": trainer.world_size,
+            "precision": str(trainer.precision),
+            "versions": versions(),
+            "fit_seconds": round(self._seconds(), 2),
+            "epochs": trainer.current_epoch,
+            "global_step": trainer.global_step,
+            "best_val_acc": self.best_val_acc,
+            "best_epoch": self.best_epoch,  # counted from 0, as in metrics.csv
+            "num_parameters": _num_parameters(pl_module),
+        }
+        write_atomic(self.folder / "run.json", json.dumps(record, indent=2) + "\n")
+
+
+def _num_parameters(module: L.LightningModule) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+class CalmProgressBar(TQDMProgressBar):
+    """Lightning's progress bar, redrawn in training ten times a second: drawing it takes longer than a small update."""
+
+    _due = 0.0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Redraw the bar if it is due, or the epoch's last batch is done."""
+        now = time.monotonic()
+        if now >= self._due or args[2] + 1 == self.total_train_batches:
+            self._due = now + 0.1
+            super().on_train_batch_end(trainer, pl_module, *args)
+
+
+class EpochLines(ProgressBar):
+    """Progress for a log file: one line per epoch, where a bar would leave thousands of characters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled = True
+        self.epoch = 0
+        self.validated = False
+        self.start: float | None = None
+
+    def disable(self) -> None:
+        """Print nothing: Lightning asks this of every rank but the first."""
+        self.enabled = False
+
+    def enable(self) -> None:
+        """Print again."""
+        self.enabled = True
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the line of the epoch before: only now are its training metrics complete."""
+        self.on_train_end(trainer, pl_module)
+        self.epoch, self.validated, self.start = trainer.current_epoch, False, time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that the epoch has validation metrics of its own."""
+        self.validated = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the last epoch's line."""
+        if self.start is not None and self.enabled:
+            values = "  ".join(
+                f"{name} {value.item():<6.4g}"
+                for name, value in sorted(trainer.callback_metrics.items())
+                if self.validated or not name.startswith("val/")
+            )
+            print(f"Epoch {self.epoch}  {values}  {time.perf_counter() - self.start:.1f} s", flush=True)
+
+
+def gather(parts: list[Tensor], world_size: int) -> NDArray[Any]:
+    """Return the rows of all processes in the data set's order: the loaders deal them out in turn.
+
+    Args:
+        parts: This process's batches of rows.
+        world_size: The number of processes, all of which must call this.
+    """
+    own = torch.cat(parts).cpu()
+    ranks = [own]
+    if world_size > 1:
+        ranks = [own] * world_size
+        torch.distributed.all_gather_object(ranks, own)
+    merged = torch.empty(sum(map(len, ranks)), *own.shape[1:])
+    for rank, rows in enumerate(ranks):
+        merged[rank::world_size] = rows
+    return merged.numpy()
+
+
+class ReportWriter(Callback):
+    """Write the report of ``test``, and show its figures in TensorBoard.
+
+    Args:
+        folder: The run folder.
+        record: The content of its ``run.json``.
+    """
+
+    def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
+        self.folder, self.record = folder, record
+        self.metrics: dict[str, Any] = {}
+        self._parts: list[Tensor] = []
+
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any) -> None:
+        """Keep the probabilities."""
+        self._parts.append(outputs.float().softmax(dim=1))
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure, draw and write."""
+        probabilities = gather(self._parts, trainer.world_size)
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            from mnist_lightning.report.page import write_report  # here, since matplotlib takes a while to import
+
+            data: DigitDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            assert data.test_set is not None
+            images, labels = data.test_set.arrays(slice(len(probabilities)))
+            self.metrics, pngs = write_report(
+                self.folder / "report",
+                title=f"{type(data).__name__} · {self.folder.resolve().name}",
+                dataset=type(data).__name__,
+                images=images,
+                labels=labels,
+                probabilities=probabilities,
+                loss=trainer.callback_metrics["test/loss"].item(),
+                history=read_history(self.folder / "metrics.csv"),
+                record=self.record or None,
+            )
+            _show(trainer, "test", pngs)
+        self.metrics = trainer.strategy.broadcast(self.metrics)
+
+
+class ValidationFigures(Callback):
+    """Show the validation's confusion matrix and misclassified digits in TensorBoard while a run trains.
+
+    It is off unless added: ``--trainer.callbacks+=ValidationFigures``.
+
+    Args:
+        every_n_epochs: Draw them after every so many epochs.
+
+    Raises:
+        InputError: If that is below 1.
+    """
+
+    def __init__(self, every_n_epochs: int = 1) -> None:
+        if every_n_epochs < 1:
+            raise InputError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
+        self.every_n_epochs = every_n_epochs
+        self._parts: list[Tensor] = []
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any
+    ) -> None:
+        """Keep the probabilities, if the figures are due."""
+        is_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if is_training and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._parts.append(outputs.float().softmax(dim=1))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw and log the figures."""
+        if not self._parts:
+            return
+        probabilities = gather(self._parts, trainer.world_size)
+        self._parts.clear()
+        if trainer.is_global_zero:
+            from mnist_lightning.report import figures, metrics  # here, since matplotlib takes a while to import
+
+            data: DigitDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            assert data.val_set is not None
+            images, labels = data.val_set.arrays(slice(len(probabilities)))
+            drawn = {
+                "confusion": figures.confusion_counts(metrics.confusion(labels, probabilities)),
+                "misclassified": figures.misclassified(images, labels, probabilities),
+            }
+            _show(trainer, "val", {name: figures.png(figure) for name, figure in drawn.items()})
+
+
+def _show(trainer: L.Trainer, stage: str, pngs: Mapping[str, bytes]) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardRunLogger):
+            logger.show(stage, pngs, trainer.global_step)

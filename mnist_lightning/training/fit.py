@@ -1,0 +1,179 @@
+"""Train a network: ``fit`` builds Lightning's Trainer, and makes the run folder."""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+
+from mnist_lightning.classifier import DigitClassifier, load_weights, read_checkpoint
+from mnist_lightning.data.base import DigitDataModule
+from mnist_lightning.errors import InputError
+from mnist_lightning.settings import is_plain, to_settings
+from mnist_lightning.training.callbacks import CalmProgressBar, EpochLines, RunRecord
+from mnist_lightning.training.fast_loop import use_fast_loop
+from mnist_lightning.training.loggers import HistoryLogger, TensorBoardRunLogger
+from mnist_lightning.training.resume import AtomicCheckpointIO, ResumePoint, seed_all
+from mnist_lightning.training.run import LOG_DIR, Run, all_loggers, as_list, find_checkpoint
+
+
+def fit(
+    model: DigitClassifier,
+    data: DigitDataModule,
+    *,
+    seed: int = 42,
+    log_dir: str | Path = LOG_DIR,
+    name: str | None = None,
+    resume: str | Path | None = None,
+    init_from: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    **trainer_kwargs: Any,
+) -> Run:
+    """Train a model, and keep the checkpoint with the best validation accuracy.
+
+    Afterwards the model has the best checkpoint's weights, or the last ones if nothing was validated.
+
+    Args:
+        model: The classifier.
+        data: The data module.
+        seed: Seed of the data's order, dropout and augmentation. The network's first weights are its own matter.
+        log_dir: The folder of runs; a relative one is below ``default_root_dir`` if that is given.
+        name: The name of the run folder; the next free ``version_N`` by default.
+        resume: Continue a run, exactly where its last finished epoch ended: its folder, or ``last`` for the newest.
+        init_from: Start with another run's weights: a run folder or a checkpoint file. Layers of another shape stay
+            as they are.
+        callbacks: Lightning callbacks. A ModelCheckpoint without a folder takes the place of the one that keeps
+            ``best.ckpt``.
+        **trainer_kwargs: Other arguments of Lightning's Trainer. Loggers are added to those of the run.
+
+    Raises:
+        InputError: If something given cannot be used.
+    """
+    log_dir = Path(trainer_kwargs.pop("default_root_dir", None) or "") / log_dir
+    last = step = trainer = None
+    if resume is not None:
+        last = find_checkpoint(resume, "last", log_dir)
+        if name or init_from or last.name != "last.ckpt":
+            raise InputError(f"resume takes a run folder or 'last', and neither name nor init_from, got {resume}")
+        step = read_checkpoint(last)["global_step"]
+    if init_from is not None:
+        copy_weights(model.net, find_checkpoint(init_from, "best", log_dir))
+    with TemporaryDirectory() as scratch:  # fast_dev_run leaves nothing
+        is_writer = getattr(rank_zero_only, "rank", 0) == 0  # only rank 0 writes, so only it needs a folder of its own
+        root = Path(scratch) if trainer_kwargs.get("fast_dev_run") else log_dir
+        folder = last.parent.parent if last else claim(root, name) if is_writer else root / (name or "")
+        record = RunRecord(folder, seed, _config(model, data, seed, trainer_kwargs))
+        try:
+            trainer = _trainer(folder, seed, step, [*as_list(callbacks), record], trainer_kwargs)
+            with isolate_rng():
+                seed_all(seed)
+                trainer.fit(model, datamodule=data, ckpt_path=last)
+        except BaseException as error:
+            # Lightning ends the process after Ctrl-C, and a notebook with it.
+            raised = KeyboardInterrupt() if isinstance(error, SystemExit) else error
+            if is_writer:
+                _note_or_remove(raised, folder, bool(last or (trainer and trainer.current_epoch)))
+            raise raised  # noqa: B904
+        folder = Path(trainer.strategy.broadcast(str(folder)))
+        saved = [file for which in ("best", "last") if (file := folder / "checkpoints" / f"{which}.ckpt").exists()]
+        if saved:
+            load_weights(model, read_checkpoint(saved[0]), saved[0])
+        return Run(folder, saved[0] if saved else None, model, data)
+
+
+def _trainer(folder: Path, seed: int, step: int | None, callbacks: list[Callback], given: dict[str, Any]) -> L.Trainer:
+    """Return Lightning's Trainer with the callbacks and loggers of a run; ``step`` is where a resumed one begins."""
+    if given.get("enable_checkpointing") is not False:
+        callbacks = [*callbacks, ResumePoint(folder / "checkpoints" / "last.ckpt", seed)]
+        best = next((own for own in callbacks if type(own) is ModelCheckpoint and own.dirpath is None), None)
+        if best is None:
+            best = ModelCheckpoint(monitor="val/acc", mode="max", filename="best", enable_version_counter=False)
+            callbacks.append(best)
+        best.dirpath = str(folder / "checkpoints")
+    has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    if not has_bar and given.get("enable_progress_bar") is not False:
+        callbacks = [*callbacks, CalmProgressBar() if sys.stdout.isatty() else EpochLines()]
+    loggers = [TensorBoardRunLogger(folder, step), HistoryLogger(folder, step)]
+    own = {
+        "default_root_dir": folder,
+        "callbacks": callbacks,
+        "logger": all_loggers(given.get("logger"), loggers),
+        "plugins": [*as_list(given.get("plugins")), AtomicCheckpointIO()],
+    }
+    trainer = L.Trainer(**{"max_epochs": 10, "enable_model_summary": False} | given | own)
+    use_fast_loop(trainer)
+    return trainer
+
+
+def _note_or_remove(error: BaseException, folder: Path, has_results: bool) -> None:
+    """Say how to resume; or remove a new run folder in which no epoch was finished before an error."""
+    if (folder / "checkpoints" / "last.ckpt").exists() and (has_results or isinstance(error, KeyboardInterrupt)):
+        error.add_note(f"To resume: python -m mnist_lightning fit --ckpt_path {folder}")
+    elif not has_results:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # not empty
+            folder.parent.rmdir()
+
+
+def claim(log_dir: Path, name: str | None = None) -> Path:
+    """Make and return a new run folder: ``name``, or the next free ``version_N``. No two processes get the same.
+
+    Raises:
+        InputError: If it cannot be made, or is there already.
+    """
+    if name is not None and (Path(name).name != name or name in ("best", "last")):
+        raise InputError(f"a run's name must be one folder name, and not best or last, got {name}")
+    numbers = [int(path.name[8:]) for path in log_dir.glob("version_*") if path.name[8:].isdecimal()]
+    try:
+        log_dir.mkdir(parents=True, exist_ok=True)
+        for number in count(max(numbers, default=-1) + 1):
+            with suppress(FileExistsError):
+                folder = log_dir / (name or f"version_{number}")
+                folder.mkdir()
+                return folder
+            if name is not None:
+                raise InputError(
+                    f"the run {folder} exists: choose another name, or resume it with --ckpt_path {folder}"
+                )
+    except OSError as error:
+        raise InputError(
+            f"cannot make a run folder in {log_dir}: {error.strerror}; choose another --trainer.default_root_dir"
+        ) from error
+    raise AssertionError
+
+
+def copy_weights(net: nn.Module, path: Path) -> None:
+    """Copy the weights of a checkpoint into a network, where names and shapes are the same; print what stays.
+
+    Raises:
+        InputError: If the file cannot be read, or no weight fits.
+    """
+    state = read_checkpoint(path)["state_dict"]
+    source = {name.removeprefix("net."): value for name, value in state.items()}
+    own = net.state_dict()
+    fits = {name: source[name] for name, value in own.items() if name in source and source[name].shape == value.shape}
+    if not fits:
+        raise InputError(f"no weight in {path} fits this network: give a checkpoint of a similar one")
+    net.load_state_dict(fits, strict=False)
+    fresh = sorted(own.keys() - fits.keys())
+    if fresh and getattr(rank_zero_only, "rank", 0) == 0:
+        print(f"Not in {path}, or of another shape, so they start fresh: {', '.join(fresh)}")
+
+
+def _config(model: DigitClassifier, data: DigitDataModule, seed: int, trainer_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``config.yaml`` says of a run that Python began: the settings of all that has some."""
+    return {
+        "seed_everything": seed,
+        "model": dict(model.hparams),
+        "data": to_settings(data),
+        "trainer": {name: value for name, value in trainer_kwargs.items() if is_plain(value)},
+    }

@@ -1,0 +1,136 @@
+"""The two loggers of a run: both write into the run folder itself and continue what they find there."""
+
+import csv
+import io
+import warnings
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from PIL import Image
+
+from mnist_lightning.errors import InputError
+from mnist_lightning.files import write_atomic
+
+HPARAMS_METRICS = ("val/loss", "val/acc")
+
+
+class TensorBoardRunLogger(TensorBoardLogger):
+    """Lightning's TensorBoard logger, with the network's graph and an HPARAMS tab that shows real metrics.
+
+    Lightning writes the hyperparameters before there is any metric, so the HPARAMS tab stays empty or shows -1.
+    This one waits for the first validation. It writes no ``hparams.yaml``: a run's ``config.yaml`` says more.
+
+    Args:
+        folder: The run folder.
+        resumed_step: How many updates a resumed run had made; what it logged later is dropped.
+    """
+
+    def __init__(self, folder: Path, resumed_step: int | None = None) -> None:
+        super().__init__(save_dir=folder, name="", version="", default_hp_metric=False, purge_step=resumed_step)
+        self._pending: dict[str, Any] = {}
+
+    @rank_zero_only
+    def log_hyperparams(  # noqa: D102
+        self, params: dict[str, Any] | Namespace, metrics: dict[str, Any] | None = None, step: int | None = None
+    ) -> None:
+        self._pending = dict(vars(params) if isinstance(params, Namespace) else params)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # noqa: D102
+        remaining = dict(metrics)
+        if self._pending and all(name in metrics for name in HPARAMS_METRICS):
+            params, self._pending = self._pending, {}
+            super().log_hyperparams(params, {name: remaining.pop(name) for name in HPARAMS_METRICS}, step)
+        super().log_metrics(remaining, step)
+
+    @rank_zero_only
+    def log_graph(self, model: LightningModule, input_array: Any = None) -> None:  # type: ignore[override]  # noqa: D102
+        net = getattr(model, "net", None)
+        if net is None:
+            return
+        weight = next(net.parameters(), torch.empty(0))
+        images = torch.zeros(1, 1, 28, 28, device=weight.device, dtype=weight.dtype)
+        was_training = net.training
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                self.experiment.add_graph(net.eval(), images)  # with dropout the trace would differ from itself
+        except Exception as error:  # a network that cannot be traced, such as a compiled one, can still be trained
+            rank_zero_warn(f"TensorBoard shows no graph of {type(net).__name__}: {str(error).strip().splitlines()[:1]}")
+        net.train(was_training)
+
+    def show(self, stage: str, pngs: Mapping[str, bytes], step: int) -> None:
+        """Log PNG pictures as ``<stage>/<name>``."""
+        for name, png in pngs.items():
+            image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+            self.experiment.add_image(f"{stage}/{name}", image, step, dataformats="HWC")
+
+    @rank_zero_only
+    def save(self) -> None:  # noqa: D102
+        self.experiment.flush()
+
+
+class HistoryLogger(Logger):
+    """Write ``metrics.csv``: a row per step that logged anything, a column per metric.
+
+    Lightning's CSVLogger begins anew when a run is resumed, and writes training and validation of an epoch into two
+    rows. This one continues the file it finds.
+
+    Args:
+        folder: The run folder.
+        resumed_step: How many updates a resumed run had made; what it logged later is dropped.
+    """
+
+    name = version = ""
+
+    def __init__(self, folder: Path, resumed_step: int | None = None) -> None:
+        super().__init__()
+        self.path = folder / "metrics.csv"
+        history = read_history(self.path) if resumed_step is not None else []
+        self._rows: dict[int, dict[str, Any]] = {
+            int(row["step"]): row for row in history if int(row["step"]) < (resumed_step or 0)
+        }
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: a run's hyperparameters are in its ``config.yaml``."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add metrics to the row of their step and write the file."""
+        assert step is not None
+        row = {name: f"{value:.9g}" for name, value in metrics.items()}  # nine digits keep a float32 exactly
+        self._rows.setdefault(step, {"step": step}).update(row)
+        names = {name for row in self._rows.values() for name in row}
+        text = io.StringIO()
+        columns = ["epoch", "step", *sorted(names - {"epoch", "step"})]
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows[step] for step in sorted(self._rows))
+        write_atomic(self.path, text.getvalue())
+
+
+def read_history(path: Path) -> list[dict[str, str]]:
+    """Read a ``metrics.csv``: a mapping from column to text per row, ``""`` for what a step did not log.
+
+    Returns:
+        The rows; none if there is no such file.
+
+    Raises:
+        InputError: If the file is damaged.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+        for row in rows:
+            int(row["epoch"]), int(row["step"]), [float(cell or 0) for cell in row.values()]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise InputError(f"{path} is damaged: {error!s:.200}; move it away to continue without the history") from error
+    return rows

@@ -1,0 +1,279 @@
+"""A run: the folder that ``fit`` leaves, and what its network can do."""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback
+from numpy.typing import NDArray
+from torch import nn
+
+from mnist_lightning.classifier import DigitClassifier, load_weights, read_checkpoint
+from mnist_lightning.data.base import DigitDataModule
+from mnist_lightning.data.kaggle import Kaggle
+from mnist_lightning.errors import InputError
+from mnist_lightning.files import open_atomic
+from mnist_lightning.settings import from_settings
+from mnist_lightning.training.callbacks import ReportWriter, gather
+from mnist_lightning.training.loggers import TensorBoardRunLogger, read_history
+
+LOG_DIR = "lightning_logs"
+
+
+class Predictions(NamedTuple):
+    """What a network says of N images."""
+
+    digits: NDArray[np.int64]  # (N,)
+    confidences: NDArray[np.float32]  # (N,), the probability of each digit
+    probabilities: NDArray[np.float32]  # (N, 10)
+
+
+class Run:
+    """A trained network, its data and its folder: ``fit`` and ``load_run`` return one.
+
+    Args:
+        folder: The run folder, where results are written.
+        checkpoint: The file that the weights are from; None if nothing was saved.
+        model: The classifier, with these weights.
+        data: The data; by default those in the run's ``config.yaml``.
+    """
+
+    def __init__(
+        self, folder: Path, checkpoint: Path | None, model: DigitClassifier, data: DigitDataModule | None = None
+    ) -> None:
+        self.folder, self.checkpoint, self.model = folder, checkpoint, model
+        self.written: list[Path] = []  # by the last predict
+        if data is not None:
+            self.data = data
+
+    @cached_property
+    def data(self) -> DigitDataModule:
+        """The data module, without the augmentation: that is for training only."""
+        settings = read_config(self.folder / "config.yaml").get("data")
+        if not isinstance(settings, dict):
+            raise InputError(f"{self.folder / 'config.yaml'} has no data settings: give data to load_run")
+        arguments = {**(settings.get("init_args") or {}), "augmentation": None}
+        data: DigitDataModule = from_settings({**settings, "init_args": arguments}, trusted=True)
+        return data
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The content of ``run.json``; empty if there is none, or a damaged one."""
+        try:
+            record = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The rows of ``metrics.csv``: a mapping from metric to value for each step that logged anything."""
+        rows = read_history(self.folder / "metrics.csv")
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in rows]
+
+    @property
+    def best_val_acc(self) -> float | None:
+        """The best validation accuracy, in [0, 1]; None before the first validation."""
+        return self.record.get("best_val_acc")
+
+    def validate(self, **trainer_kwargs: Any) -> dict[str, float]:
+        """Measure the validation images: their ``accuracy`` in [0, 1] and ``loss`` in nats.
+
+        Args:
+            **trainer_kwargs: Arguments of Lightning's Trainer.
+        """
+        trainer = self._trainer(trainer_kwargs)
+        trainer.validate(self.model, datamodule=self.data, verbose=False)
+        return {name: trainer.callback_metrics[f"val/{key}"].item() for name, key in METRICS.items()}
+
+    def test(self, **trainer_kwargs: Any) -> dict[str, Any]:
+        """Measure the test images, and write ``report/``.
+
+        Args:
+            **trainer_kwargs: Arguments of Lightning's Trainer. With ``fast_dev_run`` nothing is written.
+
+        Returns:
+            The content of ``report/metrics.json``.
+
+        Raises:
+            InputError: If the test images have no labels.
+        """
+        writer = ReportWriter(self.folder, self.record)
+        trainer = self._trainer(trainer_kwargs, writer, logs=True)
+        trainer.test(self.model, datamodule=self.data, verbose=False)
+        return writer.metrics
+
+    def predict(self, images: Any = None, **trainer_kwargs: Any) -> Predictions:
+        """Classify images; or without any, the data's test images, and write ``predictions.csv``.
+
+        Args:
+            images: ``(N, 28, 28)`` or ``(N, 1, 28, 28)``, white on black: uint8, or float in [0, 1].
+            **trainer_kwargs: Arguments of Lightning's Trainer, for the test images.
+
+        Raises:
+            InputError: If the images have another shape.
+        """
+        if images is not None:
+            return _decide(classify(self.model.net, images))
+        trainer = self._trainer(trainer_kwargs)
+        parts: Any = trainer.predict(self.model, datamodule=self.data)
+        predictions = _decide(gather(parts, trainer.world_size))
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._write(predictions)
+        return predictions
+
+    def recognize(self, pictures: Any) -> Any:
+        """Find and classify the digits in pictures, as ``mnist_lightning.recognize`` does."""
+        from mnist_lightning.pictures.recognize import recognize  # here, since OpenCV takes a while to import
+
+        return recognize(self.model.net, pictures)
+
+    def _trainer(self, given: dict[str, Any], *callbacks: Callback, logs: bool = False) -> L.Trainer:
+        loggers = all_loggers(given.pop("logger", None), [TensorBoardRunLogger(self.folder)] if logs else [])
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+        every = [*callbacks, *as_list(given.pop("callbacks", None))]
+        return L.Trainer(**quiet | given | {"default_root_dir": self.folder}, callbacks=every, logger=loggers)
+
+    def _write(self, predictions: Predictions) -> None:
+        number = np.arange(len(predictions.digits))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        columns: list[NDArray[Any]] = [number, predictions.digits, predictions.confidences, predictions.probabilities]
+        header = ["index", "digit", "confidence", *(f"p{digit}" for digit in range(10))]
+        self.written = [self.folder / "predictions.csv"]
+        _save_csv(self.written[0], header, columns)
+        submission = self.folder / "submission.csv"
+        submission.unlink(missing_ok=True)
+        if isinstance(self.data, Kaggle):
+            self.written.append(submission)
+            _save_csv(submission, ["ImageId", "Label"], [number + 1, predictions.digits])
+
+
+METRICS = {"accuracy": "acc", "loss": "loss"}
+
+
+def _save_csv(path: Path, header: Sequence[str], columns: Sequence[NDArray[Any]]) -> None:
+    table = np.column_stack([column.astype(np.float64) for column in columns])
+    with open_atomic(path) as file:  # nine digits keep a float32 exactly
+        np.savetxt(file, table, fmt="%.9g", delimiter=",", header=",".join(header), comments="")
+
+
+def _decide(probabilities: NDArray[np.float32]) -> Predictions:
+    return Predictions(probabilities.argmax(axis=1), probabilities.max(axis=1), probabilities)
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return a list of what may be None, one thing, or several."""
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def all_loggers(given: Any, own: list[Any]) -> Any:
+    """Return the loggers of a Trainer: our own and those given, or none if False is given."""
+    return False if given is False else own + [logger for logger in as_list(given) if logger is not True] or False
+
+
+@torch.no_grad()
+def classify(net: nn.Module, images: Any) -> NDArray[np.float32]:
+    """Return the probabilities ``(N, 10)`` that a network gives to images.
+
+    Args:
+        net: Network from float images ``(B, 1, 28, 28)`` in [0, 1] to logits ``(B, 10)``.
+        images: ``(N, 28, 28)`` or ``(N, 1, 28, 28)``: uint8, or float in [0, 1].
+
+    Raises:
+        InputError: If the images have another shape.
+    """
+    tensor = torch.as_tensor(images)
+    if tensor.shape[1:] not in ((28, 28), (1, 28, 28)):
+        raise InputError(f"images must be (N, 28, 28), got {tuple(tensor.shape)}; for pictures, use recognize")
+    weight = next(net.parameters(), torch.empty(0))
+    was_training = net.training
+    net.eval()
+    parts = []
+    for batch in torch.split(tensor.reshape(-1, 1, 28, 28), 1000):
+        scaled = batch.float() / 255 if batch.dtype == torch.uint8 else batch
+        parts.append(net(scaled.to(weight)).float().softmax(dim=1).cpu())
+    net.train(was_training)
+    return torch.cat(parts).numpy() if parts else np.zeros((0, 10), np.float32)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the settings in a configuration file.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read the settings in {path}: {' '.join(str(error).split()):.200}") from error
+    return config if isinstance(config, dict) else {}
+
+
+def find_checkpoint(path: str | Path | None, which: str, log_dir: str | Path = LOG_DIR) -> Path:
+    """Return the checkpoint file that a path means.
+
+    Args:
+        path: A run folder, a checkpoint file, ``best`` or ``last`` of the newest run, or None for the newest run.
+        which: The checkpoint of a run folder, ``best`` or ``last``.
+        log_dir: The folder of runs.
+
+    Raises:
+        InputError: If there is no such checkpoint.
+    """
+    if path in (None, "best", "last"):
+        name = f"{path or which}.ckpt"
+        found = sorted(Path(log_dir).glob(f"*/checkpoints/{name}"), key=lambda file: file.stat().st_mtime_ns)
+        if not found:
+            raise InputError(f"no run with {name} in {log_dir}: train one first, python -m mnist_lightning fit")
+        return found[-1]
+    assert path is not None
+    file = Path(path) / "checkpoints" / f"{which}.ckpt" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise InputError(f"no checkpoint at {file}: give a run folder or a checkpoint file")
+    return file
+
+
+def load_run(
+    path: str | Path | None = None,
+    *,
+    net: nn.Module | None = None,
+    data: DigitDataModule | None = None,
+    log_dir: str | Path = LOG_DIR,
+) -> Run:
+    """Load a run with its best checkpoint, or another one.
+
+    A run folder is trusted: its ``config.yaml`` may name any class. A checkpoint file elsewhere is not: it is read as
+    weights and plain values, and may name only networks of torch and of this package. Results of such a file are
+    written to a folder of its name in ``log_dir``.
+
+    Args:
+        path: A run folder, a checkpoint file, or ``best`` or ``last`` of the newest run; by default the newest run.
+        net: The network, for a checkpoint that does not say which one it is for.
+        data: The data; by default the run's own.
+        log_dir: The folder of runs.
+
+    Raises:
+        InputError: If there is no such run, or its checkpoint cannot be used.
+    """
+    file = find_checkpoint(path, "best", log_dir)
+    folder, config = file.parent.parent, {}
+    if (folder / "config.yaml").is_file():
+        config = read_config(folder / "config.yaml")
+    else:
+        folder = Path(log_dir) / file.stem
+    checkpoint = read_checkpoint(file)
+    if net is None:
+        own = config.get("model")
+        settings = own.get("net") if isinstance(own, dict) else None
+        net = from_settings(settings or checkpoint["hyper_parameters"].get("net"), trusted=bool(settings))
+        if not isinstance(net, nn.Module):
+            raise InputError(f"{file} does not say which network it is for: in Python, load_run(path, net=...)")
+    model = DigitClassifier(net)
+    load_weights(model, checkpoint, file)
+    return Run(folder, file, model, data)

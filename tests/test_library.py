@@ -1,0 +1,368 @@
+"""The library: fit, load_run, Run and recognize, used as in a notebook, a thread, or a Trainer of one's own."""
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from conftest import files_in
+from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
+from torch import nn
+
+import mnist_lightning
+from mnist_lightning import MLP, DigitClassifier, UCIDigits, fit, load_run, recognize
+from mnist_lightning.errors import InputError
+from mnist_lightning.training.callbacks import ValidationFigures
+from mnist_lightning.training.resume import ResumePoint
+
+EVENTS = r"events\.out\.tfevents\..*"
+
+
+class Net(nn.Module):
+    """A network of one's own, which keeps no arguments."""
+
+    def __init__(self, outputs: int = 10) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(784, 20), nn.BatchNorm1d(20), nn.GELU())
+        self.head = nn.Linear(20, outputs)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layers(images))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run of three epochs on UCI's digits."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("trained")
+    return fit(DigitClassifier(MLP([32])), UCIDigits(), log_dir=root, max_epochs=3, enable_progress_bar=False)
+
+
+def kinds(folder: Path) -> set[str]:
+    return {"events" if re.fullmatch(EVENTS, name) else name for name in files_in(folder)}
+
+
+FILES = {
+    "config.yaml",
+    "run.json",
+    "metrics.csv",
+    "curves.png",
+    "checkpoints/best.ckpt",
+    "checkpoints/last.ckpt",
+    "events",
+}
+
+
+def test_files_and_record(trained: Any) -> None:
+    assert kinds(trained.folder) >= FILES
+    record = trained.record
+    assert (record["dataset"], record["seed"], record["device"], record["epochs"], record["global_step"]) == (
+        "UCIDigits",
+        42,
+        "cpu",
+        3,
+        108,
+    )
+    assert record["num_parameters"] == 784 * 32 + 32 + 320 + 10
+    assert torch.__version__.startswith(record["versions"]["torch"])
+    history = trained.history
+    assert [row["step"] for row in history] == [35, 71, 107]
+    assert set(history[0]) == {"epoch", "step", "lr", "train/acc", "train/loss", "val/acc", "val/loss"}
+    assert trained.best_val_acc == pytest.approx(max(row["val/acc"] for row in history))
+
+
+def test_readme_example(folder: Path, trained: Any) -> None:
+    """The Python of the README, as it stands there, with a picture in the place of yours."""
+    data = UCIDigits()
+    data.setup()
+    image = data.test_set.arrays()[0][0]  # type: ignore[union-attr]
+    Image.fromarray(255 - np.kron(image, np.ones((4, 4), np.uint8))).save(folder / "photo.jpg")
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "run = fit(" in block)
+    code = code.replace("MNIST(", "UCIDigits(").replace("import MLP, MNIST,", "import MLP, UCIDigits,")
+    names: dict[str, Any] = {"images": data.test_set.arrays()[0]}  # type: ignore[union-attr]
+    exec(code, names)
+    assert isinstance(names["run"], mnist_lightning.Run)
+    assert files_in(folder / "lightning_logs/version_0/report") >= {"index.html", "metrics.json"}
+
+
+def test_test(trained: Any) -> None:
+    metrics = trained.test()
+    data = UCIDigits()
+    data.setup()
+    images, labels = data.test_set.arrays()  # type: ignore[union-attr]
+    probabilities = trained.predict(images).probabilities.astype(np.float64)
+    assert metrics == json.loads((trained.folder / "report/metrics.json").read_text())
+    assert metrics["accuracy"] == accuracy_score(labels, probabilities.argmax(1))
+    assert metrics["confusion_matrix"] == confusion_matrix(labels, probabilities.argmax(1)).tolist()
+    assert metrics["loss"] == pytest.approx(log_loss(labels, probabilities), rel=1e-5)
+    assert trained.model.test_counts.tolist() == metrics["confusion_matrix"]
+    assert trained.validate()["accuracy"] == pytest.approx(trained.best_val_acc)
+
+
+def test_predict(trained: Any) -> None:
+    data = UCIDigits()
+    data.setup()
+    images = data.test_set.arrays()[0]  # type: ignore[union-attr]
+    whole = trained.predict()
+    rows = np.genfromtxt(trained.folder / "predictions.csv", delimiter=",", skip_header=1)
+    header = (trained.folder / "predictions.csv").read_text().splitlines()[0]
+    assert header == "index,digit,confidence," + ",".join(f"p{digit}" for digit in range(10))
+    np.testing.assert_array_equal(rows[:, 0], range(360))
+    np.testing.assert_array_equal(rows[:, 1], whole.digits)
+    np.testing.assert_array_equal(rows[:, 3:].astype(np.float32), whole.probabilities)
+    for given in (images, images[:, None], images / np.float32(255), torch.from_numpy(images)):
+        np.testing.assert_allclose(trained.predict(given).probabilities, whole.probabilities, atol=1e-6)
+    assert trained.predict(images[:0]).probabilities.shape == (0, 10)
+    with pytest.raises(InputError, match=r"must be \(N, 28, 28\), got \(8, 8\)"):
+        trained.predict(images[0, :8, :8])
+
+
+def test_load_run(trained: Any, tmp_path: Path) -> None:
+    """The newest run, a folder, a file; best and last; and a file that lies elsewhere."""
+    root = trained.folder.parent
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28), np.uint8)
+    expected = trained.predict(images).probabilities
+    for run in (load_run(log_dir=root), load_run(trained.folder), load_run(trained.folder / "checkpoints/best.ckpt")):
+        np.testing.assert_array_equal(run.predict(images).probabilities, expected)
+        assert run.folder == trained.folder
+        assert (run.data.batch_size, type(run.data)) == (32, UCIDigits)
+    assert load_run("last", log_dir=root).checkpoint.name == "last.ckpt"  # type: ignore[union-attr]
+    stray = tmp_path / "stray.ckpt"
+    stray.write_bytes((trained.folder / "checkpoints/best.ckpt").read_bytes())
+    run = load_run(stray, log_dir=tmp_path, data=UCIDigits())
+    np.testing.assert_array_equal(run.predict(images).probabilities, expected)
+    run.predict()
+    assert files_in(tmp_path / "stray") == {"predictions.csv"}
+
+
+def test_recognize_without_lightning(trained: Any, tmp_path: Path) -> None:
+    """A plain network reads pictures in an interpreter that has not imported Lightning."""
+    torch.save(trained.model.net, tmp_path / "net.pt")
+    page = np.full((60, 150), 255, np.uint8)
+    page[10:50, 40:44] = page[10:50, 100:104] = 0
+    Image.fromarray(page).save(tmp_path / "page.png")
+    code = (
+        "import sys, torch, numpy as np; from mnist_lightning import recognize; from PIL import Image;"
+        f"net = torch.load({str(tmp_path / 'net.pt')!r}, weights_only=False);"
+        f"digits = recognize(net, {str(tmp_path / 'page.png')!r});"
+        "assert 'lightning' not in sys.modules; print([digit.box for digit in digits])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = recognize(trained.model.net, page)
+    assert done.stdout.strip() == str([digit.box for digit in found])
+    assert [digit.box[0] // 10 for digit in found] == [3, 9] or len(found) == 2
+    for digit in found:
+        assert digit.confidence == digit.probabilities.max() == digit.probabilities[digit.digit]
+        np.testing.assert_allclose(trained.predict(digit.pixels[None]).probabilities[0], digit.probabilities, atol=1e-6)
+
+
+def test_twice_and_in_a_thread(folder: Path) -> None:
+    """The same seeds give the same history, in the same process and in a thread; no random state is changed."""
+    runs: list[Any] = []
+
+    def train() -> None:
+        torch.manual_seed(3)
+        model = DigitClassifier(MLP([8], dropout=0.5))
+        before = torch.get_rng_state()
+        runs.append(fit(model, UCIDigits(), seed=7, max_epochs=1, enable_progress_bar=False))
+        assert torch.equal(torch.get_rng_state(), before)
+
+    train()
+    train()
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert [run.folder.name for run in runs] == ["version_0", "version_1", "version_2"]
+    assert runs[0].history == runs[1].history == runs[2].history
+
+
+def test_notebook(folder: Path) -> None:
+    """In a running event loop, as a notebook's, and after a Ctrl-C, which raises KeyboardInterrupt and goes on."""
+
+    class CtrlC(L.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            raise KeyboardInterrupt
+
+    import asyncio
+
+    async def cell() -> Any:
+        with pytest.raises(KeyboardInterrupt):
+            fit(DigitClassifier(MLP([8])), UCIDigits(), callbacks=[CtrlC()], max_epochs=2)
+        return fit(DigitClassifier(MLP([8])), UCIDigits(), resume="last", max_epochs=1)
+
+    assert asyncio.run(cell()).record["epochs"] == 1
+
+
+def test_own_trainer(folder: Path) -> None:
+    """A plain Trainer works with our module and data, and what it saves can be loaded."""
+    model = DigitClassifier(MLP([8]))
+    trainer = L.Trainer(max_epochs=1, default_root_dir=folder, enable_progress_bar=False, logger=False)
+    trainer.fit(model, datamodule=UCIDigits(batch_size=64))
+    (saved,) = folder.rglob("*.ckpt")
+    loaded = DigitClassifier.load_from_checkpoint(saved)
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert isinstance(loaded.net, MLP)
+    assert loaded.net.hidden_sizes == [8]
+    assert trainer.test(loaded, datamodule=UCIDigits(), verbose=False)[0].keys() == {"test/loss", "test/acc"}
+
+
+def test_own_network(folder: Path) -> None:
+    """One that does not keep its arguments is trained, and loaded again with net=."""
+    run = fit(DigitClassifier(Net()), UCIDigits(), max_epochs=1, name="mine", enable_progress_bar=False)
+    assert run.folder == Path("lightning_logs/mine")
+    with pytest.raises(InputError, match=r"does not say which network it is for: in Python, load_run\(path, net="):
+        load_run("lightning_logs/mine")
+    images = np.zeros((1, 28, 28), np.uint8)
+    again = load_run("lightning_logs/mine", net=Net()).predict(images)
+    np.testing.assert_array_equal(again.probabilities, run.predict(images).probabilities)
+    with pytest.raises(InputError, match=r"is for another network: size mismatch for net.head"):
+        load_run("lightning_logs/mine", net=Net(9))
+    with pytest.raises(InputError, match="the run lightning_logs/mine exists: choose another name, or resume it"):
+        fit(DigitClassifier(Net()), UCIDigits(), name="mine")
+    with pytest.raises(InputError, match="a run's name must be one folder name"):
+        fit(DigitClassifier(Net()), UCIDigits(), name="../mine")
+
+
+def test_init_from(folder: Path, trained: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights of the same shape are copied, the rest is fresh and named; the optimizer is new."""
+    net = MLP([32])
+    net.layers[3] = nn.Linear(32, 10, bias=False)
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Start(L.Callback):
+        def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+            seen.append({name: value.clone() for name, value in pl_module.net.state_dict().items()})
+            assert not trainer.optimizers[0].state
+
+    model = MLP([32, 5])
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    fit(DigitClassifier(model), UCIDigits(), init_from=trained.folder, callbacks=[Start()], max_steps=1)
+    source = torch.load(trained.checkpoint, weights_only=True)["state_dict"]
+    for name in ("layers.1.weight", "layers.1.bias"):
+        torch.testing.assert_close(seen[0][name], source[f"net.{name}"], rtol=0, atol=0)
+    for name in ("layers.4.weight", "layers.7.weight"):
+        torch.testing.assert_close(seen[0][name], fresh[name], rtol=0, atol=0)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Not in"))
+    assert line.endswith("start fresh: layers.4.bias, layers.4.weight, layers.7.bias, layers.7.weight")
+    with pytest.raises(InputError, match=r"no weight in .*best.ckpt fits this network"):
+        fit(DigitClassifier(Net()), UCIDigits(), init_from=trained.folder)
+
+
+def test_loggers_are_added(folder: Path) -> None:
+    model = DigitClassifier(MLP([8]))
+    run = fit(model, UCIDigits(), logger=CSVLogger("csv"), max_epochs=1, enable_progress_bar=False)
+    assert kinds(run.folder) >= FILES
+    assert "csv/lightning_logs/version_0/metrics.csv" in files_in(folder)
+    bare = fit(model, UCIDigits(), logger=False, max_epochs=1, enable_progress_bar=False)
+    assert kinds(bare.folder) == FILES - {"metrics.csv", "curves.png", "events"}
+
+
+def test_own_best_checkpoint(folder: Path) -> None:
+    """A ModelCheckpoint without a folder takes the place of the run's own; without any, nothing is saved."""
+    lowest = ModelCheckpoint(monitor="val/loss", mode="min", filename="best", enable_version_counter=False)
+    run = fit(DigitClassifier(MLP([8])), UCIDigits(), callbacks=[lowest], max_epochs=2, enable_progress_bar=False)
+    assert lowest.best_model_score == min(row["val/loss"] for row in run.history)
+    assert kinds(run.folder) == FILES
+    none = fit(DigitClassifier(MLP([8])), UCIDigits(), enable_checkpointing=False, max_epochs=1)
+    assert kinds(none.folder) == {name for name in FILES if "ckpt" not in name}
+    dev = fit(DigitClassifier(MLP([8])), UCIDigits(), fast_dev_run=True)
+    assert not dev.folder.exists()
+
+
+def test_nan_is_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def optimizer(params: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(params, lr=1e30)
+
+    run = fit(DigitClassifier(MLP([8]), optimizer), UCIDigits(), max_epochs=1, enable_progress_bar=False)
+    assert np.isnan(run.history[0]["train/loss"])
+    assert "Training diverged: the training loss is nan. Try a smaller learning rate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("outputs", [9, 11])
+def test_wrong_number_of_outputs(outputs: int, folder: Path) -> None:
+    with pytest.raises(InputError, match=rf"must return logits \(B, 10\), got \(\d+, {outputs}\) for \d+ images"):
+        fit(DigitClassifier(Net(outputs)), UCIDigits(), enable_progress_bar=False)
+    assert not files_in(folder)
+
+
+def test_untraceable_network(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """A network that TensorBoard cannot draw, such as a compiled one, is trained all the same."""
+
+    class Odd(Net):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            assert not torch.jit.is_tracing(), "not traceable"
+            return super().forward(images)
+
+    fit(DigitClassifier(Odd()), UCIDigits(), max_epochs=1, enable_progress_bar=False)
+    assert any("TensorBoard shows no graph of Odd" in str(warning.message) for warning in recwarn)
+
+
+def test_learning_rate_finder(folder: Path) -> None:
+    model = DigitClassifier(MLP([8]))
+    finder = LearningRateFinder(num_training_steps=20)
+    run = fit(model, UCIDigits(), callbacks=[finder], max_epochs=1, enable_progress_bar=False)
+    assert run.history[0]["lr"] == pytest.approx(model.lr, rel=1e-6)
+
+
+def test_validation_figures(folder: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    figures = ValidationFigures(every_n_epochs=2)
+    run = fit(DigitClassifier(MLP([8])), UCIDigits(), callbacks=[figures], max_epochs=2, enable_progress_bar=False)
+    run.test()
+    shown: dict[str, int] = {}
+    for file in run.folder.glob("events*"):
+        events = EventAccumulator(str(file)).Reload()
+        shown |= {tag: len(events.Images(tag)) for tag in events.Tags()["images"]}
+        assert events.Tags()["graph"] or "test/acc" in events.Tags()["scalars"]
+    assert {tag: count for tag, count in shown.items() if tag.startswith("val/")} == {
+        "val/confusion": 1,
+        "val/misclassified": 1,
+    }
+    assert {"test/confusion_counts", "test/misclassified", "test/roc"} <= set(shown)
+    with pytest.raises(InputError, match="every_n_epochs must be at least 1, got 0"):
+        ValidationFigures(0)
+
+
+def test_augmentation_is_moved_and_seeded(folder: Path) -> None:
+    """It is called with float images of many batches in [0, 1], on the training device, in training only."""
+    shapes: list[tuple[int, ...]] = []
+
+    class Shift(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("offset", torch.zeros(1))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            assert images.min() >= 0
+            assert images.max() <= 1
+            shapes.append(tuple(images.shape))
+            return images + self.offset
+
+    fit(DigitClassifier(MLP([8])), UCIDigits(augmentation=Shift()), max_epochs=1, enable_progress_bar=False)
+    assert shapes == [(1150, 1, 28, 28)]
+
+
+def test_seeds_of_an_epoch() -> None:
+    """Each epoch and rank has random numbers of its own, whatever came before."""
+    from types import SimpleNamespace
+
+    def draw(seed: int, epoch: int, rank: int) -> float:
+        trainer: Any = SimpleNamespace(current_epoch=epoch, global_rank=rank, save_checkpoint=lambda *_, **__: None)
+        ResumePoint(Path("unused"), seed).on_train_epoch_start(trainer, None)  # type: ignore[arg-type]
+        return torch.rand(()).item()
+
+    numbers = [draw(seed, epoch, rank) for seed in (42, 43) for epoch in (0, 1) for rank in (0, 1)]
+    assert len(set(numbers)) == 8
+    assert numbers[0] == draw(42, 0, 0)

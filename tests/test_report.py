@@ -1,0 +1,380 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import files_in
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn import metrics as sklearn
+
+from mnist_lightning.report import figures, figures_confidence, figures_data, metrics, page, text
+from mnist_lightning.report.describe import describe, write_description
+from mnist_lightning.report.figures_pictures import FoundDigit, found_digits
+
+HISTORY = [
+    {"epoch": "0", "step": "4", "train/acc": "", "train/loss": "", "val/acc": "0.55", "val/loss": "1.4"},
+    {"epoch": "0", "step": "9", "train/acc": "0.5", "train/loss": "1.5", "val/acc": "0.6", "val/loss": "1.2"},
+    {"epoch": "1", "step": "19", "train/acc": "0.7", "train/loss": "0.9", "val/acc": "", "val/loss": ""},
+]
+Test = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]
+
+
+def predictions(number: int, skill: float, digits: tuple[int, ...] = tuple(range(10))) -> Test:
+    """Images, labels and the probabilities of a network that is better with more skill."""
+    rng = np.random.default_rng(0)
+    labels = rng.choice(digits, number).astype(np.int64)
+    logits = rng.normal(size=(number, 10)) + skill * np.eye(10)[labels]
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return rng.integers(0, 256, (number, 28, 28), np.uint8), labels, probabilities.astype(np.float32)
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for axis in figure.axes for text in axis.texts]
+
+
+def picture(figure: Figure) -> NDArray[Any]:
+    return figure.axes[0].images[0].get_array().astype(float).filled(np.nan)
+
+
+RESULT = {"dataset": "MNIST", "num_examples": 10, "loss": 0.0, **metrics.classification(np.arange(10), np.eye(10))}
+
+
+# Metrics
+
+
+@pytest.mark.parametrize("digits", [tuple(range(10)), (0, 1, 2, 4, 5, 6, 7, 8, 9), (3, 8)])
+def test_metrics_match_scikit_learn(digits: tuple[int, ...]) -> None:
+    _, labels, probabilities = predictions(500, 2, digits)
+    result, predicted = metrics.classification(labels, probabilities), probabilities.argmax(axis=1)
+    theirs = sklearn.precision_recall_fscore_support(labels, predicted, labels=range(10), zero_division=0)
+    assert result["accuracy"] == pytest.approx((labels == predicted).mean(), abs=1e-12)
+    for name, values in zip(("precision", "recall", "f1"), theirs, strict=False):
+        assert result[f"{name}_per_digit"] == pytest.approx(values.tolist(), abs=1e-6)
+        assert result[f"{name}_macro"] == pytest.approx(values.mean(), abs=1e-6)
+    assert result["per_digit"] == result["recall_per_digit"]
+    assert result["confusion_matrix"] == sklearn.confusion_matrix(labels, predicted, labels=range(10)).tolist()
+    each = [sklearn.roc_auc_score(labels == digit, probabilities[:, digit]) for digit in digits]
+    assert [result["auroc_per_digit"][digit] for digit in digits] == pytest.approx(each, abs=1e-6)
+    assert result["auroc_per_digit"].count(None) == 10 - len(digits)
+    assert result["auroc_macro"] == pytest.approx(np.mean(each), abs=1e-6)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_reliability_bins_are_closed_on_the_right() -> None:
+    confidence = np.array([0.0, 0.5, 0.5, 0.51, 1.0])
+    counts, accuracy, mean = metrics.reliability(confidence, np.array([False, True, False, True, True]), bins=2)
+    assert [*counts, *accuracy, *mean] == pytest.approx([3, 2, 1 / 3, 1, 1 / 3, 0.755])
+    assert metrics.calibration_error(counts, accuracy, mean) == pytest.approx(2 / 5 * 0.245)
+
+
+def test_frequent_mistakes() -> None:
+    confusion = np.diag([100] * 10)
+    confusion[4, 9], confusion[9, 4], confusion[2, 7] = 12, 3, 12
+    expected = [(2, 7, 12, 12 / 112), (4, 9, 12, 12 / 112), (9, 4, 3, 3 / 103)]
+    assert [metrics.frequent_mistakes(confusion, top) for top in (10, 2)] == [expected, expected[:2]]
+
+
+# Tables
+
+
+def test_fit_table() -> None:
+    run = {"epochs": 10, "global_step": 15000, "fit_seconds": 21.46, "best_val_acc": 0.97692, "best_epoch": 8}
+    rows = ["Best validation accuracy  97.69% in epoch 8 (the first is 0)", "Epochs                    10"]
+    rows += ["Updates                   15,000", "Seconds                   21.5", "Run folder                run"]
+    assert text.fit_table(run, "run").splitlines() == rows
+    assert text.fit_table(run | {"best_val_acc": None}, "run").splitlines() == rows[1:]
+
+
+def test_test_table() -> None:
+    confusion = np.diag([1090] * 10)
+    confusion[4, 9], confusion[4, 1] = 7, 3
+    content = RESULT | {"num_examples": 1010, "loss": 0.0785, "ece": 0.00842, "confusion_matrix": confusion.tolist()}
+    lines = text.test_table(content | {"accuracy": 0.97831, "per_digit": [0.9] * 10}).splitlines()
+    assert lines[:6] == [
+        "MNIST, 1,010 test images",
+        "accuracy 97.83%   loss 0.0785   macro: precision 100.00%   recall 100.00%   F1 100.00%",
+        "AUROC 1.0000 (macro)   calibration error (ECE) 0.84%",
+        "",
+        "digit  images  accuracy = recall  precision       F1  most often confused with",
+        "    0   1,090             90.00%    100.00%  100.00%  -",
+    ]
+    assert lines[9] == "    4   1,100             90.00%    100.00%  100.00%  9 (7x)"
+    for missing in (None, float("nan")):
+        table = text.test_table(RESULT | {"loss": missing, "auroc_macro": missing, "ece": missing})
+        assert "loss n/a " in table
+        assert "\nAUROC n/a (macro)   calibration error (ECE) n/a\n" in table
+
+
+SHARED = {"pixel_mean": 0.13066, "pixel_std": 0.30811, "pixel_min": 0, "pixel_max": 255, "always_zero": 67 / 784}
+COUNTS = {"training": [4_800, 9_600, *[4_800] * 7, 0], "validation": [10] * 10, "test": None}
+SIZES = zip((48_000, 100, 28_000), COUNTS.items(), strict=True)
+SPLITS = {name: {"num_examples": size, "num_per_digit": counts, **SHARED} for size, (name, counts) in SIZES}
+
+
+def test_description_table() -> None:
+    lines = text.description_table(SPLITS).splitlines()
+    assert lines[:3] + lines[11:-3] == [
+        "                   training   validation     test",
+        "images               48,000          100   28,000",
+        "digit 0       4,800  10.00%   10  10.00%        -",
+        "digit 9           0   0.00%   10  10.00%        -",
+        "pixel mean           0.1307       0.1307   0.1307",
+        "pixel std            0.3081       0.3081   0.3081",
+        "pixel min                 0            0        0",
+        "pixel max               255          255      255",
+        "always zero            8.5%         8.5%     8.5%",
+    ]
+
+
+# Figures of a run
+
+
+def test_curves_draw_the_history() -> None:
+    axes = figures.curves(HISTORY).axes
+    accuracy, loss = ({line.get_label(): line.get_xydata().tolist() for line in axis.lines} for axis in axes)
+    assert accuracy == {"training": [[1, 0.5], [2, 0.7]], "validation": [[0.5, 0.55], [1, 0.6]]}
+    assert loss == {"training": [[1, 1.5], [2, 0.9]], "validation": [[0.5, 1.4], [1, 1.2]]}
+    only_training = {"epoch": "0", "step": "9", "train/loss": "1"}
+    assert [len(axis.lines) for axis in figures.curves([only_training]).axes] == [0, 1]
+
+
+def test_confusion_matrices_number_every_cell_and_colour_the_errors() -> None:
+    confusion = np.diag([1500] + [50] * 8 + [0])  # there is no 9
+    confusion[0, 1], confusion[4, 9] = 3, 50
+    for draw, expected, row in (
+        (figures.confusion_counts, ["1,500", "3", "50", "50", "·"], {"·"}),
+        (figures.confusion_percent, ["99.8", "0.2", "50.0", "50.0", "·"], {""}),
+    ):
+        (axis,) = draw(confusion).axes
+        cells = np.array(texts(axis.figure)).reshape(10, 10)
+        assert cells[[0, 0, 4, 4, 2], [0, 1, 4, 9, 3]].tolist() == expected
+        assert set(cells[9]) == row
+        assert (axis.get_ylabel(), axis.get_xlabel()[:9]) == ("true", "predicted")
+        shades = axis.collections[0].get_array()[..., :3]
+        assert np.ptp(shades[0, 0]) == 0  # the diagonal is grey
+        assert shades[4, 9].sum() < shades[0, 1].sum() < shades[2, 3].sum() == 3
+        assert axis.texts[4 * 10 + 9].get_color() == "white"  # on the darkest cell
+
+
+def test_per_digit_and_confused_pairs() -> None:
+    _, labels, probabilities = predictions(300, 2)
+    result = metrics.classification(labels, probabilities)
+    shares = [f"{result[name][4]:.2%}" for name in ("per_digit", "precision_per_digit", "f1_per_digit")]
+    cells = np.array(texts(figures.per_digit(result))).reshape(10, 5)
+    assert cells[4].tolist() == [*shares, f"{result['auroc_per_digit'][4]:.4f}", str((labels == 4).sum())]
+    confusion = np.diag([88] * 10)
+    confusion[4, 9], confusion[2, 7], confusion[7, 2] = 12, 22, 1
+    (axis,) = figures.confused_pairs(confusion, top=2).axes
+    assert [bar.get_width() for bar in axis.patches] == [22, 12]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["true 2, predicted 7", "true 4, predicted 9"]
+    assert texts(axis.figure) == ["22 (20.0% of all 2s)", "12 (12.0% of all 4s)"]
+
+
+def test_galleries() -> None:
+    images, labels, probabilities = predictions(400, 2)
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = [index for index in np.argsort(-confidence) if predicted[index] != labels[index]]
+    figure = figures.misclassified(images, labels, probabilities, top=12)
+    assert texts(figure)[24] == f"Misclassified: 12 of {len(wrong)}, the most confident first"
+    correct = int((predicted == labels)[:25].sum())
+    first = figures.samples(images, labels, probabilities, top=25)
+    assert 0 < correct < 25
+    assert texts(first)[50] == f"The first 25 of 400 images: {correct} correct, {25 - correct} wrong"
+    for gallery, indices in ((figure, wrong[:12]), (first, range(25))):
+        for place, index in enumerate(indices):
+            y, x = 20 + place // 10 * 50, 4 + place % 10 * 36
+            tile = picture(gallery)[y - 1 : y + 28, x - 1 : x + 28]
+            np.testing.assert_array_equal(tile[1:, 1:], images[index][..., None].repeat(3, axis=2))
+            mark, frame = ("✓", [255] * 3) if predicted[index] == labels[index] else ("✗", [0xD5, 0x5E, 0])
+            assert tile[0, 0].tolist() == frame
+            caption = [f"{labels[index]} → {predicted[index]} {mark}", f"{confidence[index]:.1%}"]
+            assert texts(gallery)[2 * place : 2 * place + 2] == caption
+
+
+def test_confidence_histogram_and_reliability_diagram_match_numpy() -> None:
+    _, labels, probabilities = predictions(400, 2)
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    (axis,) = figures_confidence.confidence_histogram(labels, probabilities).axes
+    for steps, chosen, name in zip(axis.patches, (correct, ~correct), ("correct", "wrong"), strict=True):
+        counts, edges, _ = steps.get_data()
+        np.testing.assert_array_equal(counts, np.histogram(confidence[chosen], edges)[0])
+        assert steps.get_label() == f"{name} ({chosen.sum()})"
+    upper, lower = figures_confidence.reliability_diagram(labels, probabilities).axes
+    bins = [(confidence > low / 15) & (confidence <= (low + 1) / 15) for low in range(15)]
+    filled = [chosen for chosen in bins if chosen.any()]
+    gaps = [confidence[chosen].mean() - correct[chosen].mean() for chosen in filled]
+    accuracies, drawn = upper.containers
+    assert [bar.get_height() for bar in accuracies] == pytest.approx([correct[chosen].mean() for chosen in filled])
+    assert [bar.get_height() for bar in drawn] == pytest.approx(gaps)
+    assert [bar.get_height() for bar in lower.containers[0]] == [chosen.sum() for chosen in filled]
+    ece = np.average(np.abs(gaps), weights=[chosen.sum() for chosen in filled])
+    assert metrics.classification(labels, probabilities)["ece"] == pytest.approx(ece, abs=1e-6)
+    assert upper.get_title() == f"Reliability diagram: calibration error (ECE) {ece:.2%}"
+
+
+@pytest.mark.parametrize(("skill", "start"), [(0, 0), (3, 0.5)])
+def test_roc_and_precision_recall_match_scikit_learn(skill: float, start: float) -> None:
+    _, labels, probabilities = predictions(500, skill)
+    draw = figures_confidence.roc, figures_confidence.precision_recall
+    panels = (figure(labels, probabilities).axes for figure in draw)
+    for digit, (roc, precision_recall) in enumerate(zip(*panels, strict=True)):
+        data = labels == digit, probabilities[:, digit]
+        false_positives, true_positives, _ = sklearn.roc_curve(*data)
+        expected = np.column_stack([np.maximum(false_positives, 1e-3), true_positives])
+        np.testing.assert_array_equal(roc.lines[0].get_xydata(), expected)
+        assert (roc.get_xscale(), roc.get_ylim()[0]) == ("log", start)
+        assert roc.get_title() == f"{digit}: AUROC {sklearn.roc_auc_score(*data):.4f}"
+        precision, recall, _ = sklearn.precision_recall_curve(*data, drop_intermediate=True)
+        np.testing.assert_array_equal(precision_recall.lines[0].get_xydata(), np.column_stack([recall, precision]))
+        assert precision_recall.get_title() == f"{digit}: AP {sklearn.average_precision_score(*data):.4f}"
+
+
+# The report
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("case", ["one digit", "one image", "all correct", "all wrong", "some nan", "all nan"])
+def test_write_report_of_an_unusual_test(case: str, folder: Path) -> None:
+    skill = {"all correct": 50.0, "all wrong": -50.0}.get(case, 2.0)
+    digits = (4,) if case == "one digit" else tuple(range(10))
+    data = _, labels, probabilities = predictions(1 if case == "one image" else 60, skill, digits)
+    probabilities[: {"some nan": 5, "all nan": 60}.get(case, 0)] = np.nan
+    history = HISTORY if case == "one digit" else []
+    unencodable = "run \udcff", "MNIST", *data, float("nan"), history, {"device": "\ud800"}
+    result, pngs = page.write_report(folder / "report", *unencodable)
+    names = ["per_digit", "confusion_counts", "confusion_percent", "confused_pairs", "misclassified", "samples"]
+    names += ["confidence_histogram", "reliability_diagram", "roc", "precision_recall", *["curves"][: len(history)]]
+    assert list(pngs) == names
+    assert files_in(folder / "report") == {"index.html", "metrics.json", *(f"{name}.png" for name in names)}
+    html = (folder / "report/index.html").read_text()
+    assert "<h1>run ?</h1>" in html
+    assert ("No mistakes: all predictions are correct." in html) == (case == "all correct")
+    assert all(png == (folder / f"report/{name}.png").read_bytes() for name, png in pngs.items())
+    expected = {"dataset": "MNIST", "num_examples": len(labels), "loss": None, **metrics.classification(*data[1:])}
+    assert result == expected == json.loads((folder / "report/metrics.json").read_text())
+    assert result["confusion_matrix"][labels[0]][0] > 0 or "nan" not in case  # NaN: the first of equals, like torch
+    if case == "one digit":
+        assert texts(figures_confidence.roc(*data[1:])) == ["no curve:\nabsent, or\nthe only digit"] * 10
+    if case == "all correct":
+        assert texts(figures.misclassified(*data)) == ["No mistakes: all 60 predictions are correct"]
+        assert texts(figures.confused_pairs(np.array(result["confusion_matrix"]))) == ["No mistakes"]
+    if case == "some nan":
+        assert html.count(">n/a<") == 13  # loss, calibration error, AUROC of each digit and their mean
+        assert texts(figures_confidence.roc(*data[1:])) == ["no curve:\nprobabilities\nnot finite"] * 10
+        assert (result["auroc_macro"], result["ece"], result["auroc_per_digit"]) == (None, None, [None] * 10)
+        (axis,) = figures_confidence.confidence_histogram(*data[1:]).axes
+        assert axis.get_xlabel() == "confidence (without 5 that are not finite)"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.text(st.characters(categories=["Cs"])),
+    lambda values: st.lists(values) | st.dictionaries(st.text(), values),
+)
+
+
+@given(st.none() | st.dictionaries(st.sampled_from(["dataset", "epochs", "best_val_acc", "seed"]), json_values))
+def test_page_accepts_any_record(record: dict[str, Any] | None) -> None:
+    html = page.index_html("Test", RESULT, {}, record)
+    assert html.count("<div><dt>") == sum(value is not None for value in (record or {}).values())
+
+
+def test_the_report_imports_neither_torch_nor_lightning() -> None:
+    modules = ("metrics", "text", "figures_confidence", "figures_data", "figures_pictures", "page", "describe")
+    code = f"import sys; from mnist_lightning.report import {', '.join(modules)}; "
+    code += "print({'torch', 'lightning', 'sklearn', 'matplotlib.pyplot'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+# Data sets
+
+
+@pytest.mark.parametrize("number", [1, 499, 500, 1234])
+def test_description_matches_numpy(number: int) -> None:
+    images, labels, _ = predictions(number, 2)
+    images[:, :5] = 0
+    assert describe(images, labels) == {
+        "num_examples": number,
+        "num_per_digit": [(labels == digit).sum() for digit in range(10)],
+        "pixel_mean": pytest.approx((images / 255).mean(), rel=1e-12),
+        "pixel_std": pytest.approx((images / 255).std(), rel=1e-12),
+        "pixel_min": images.min(),
+        "pixel_max": images.max(),
+        "always_zero": (images == 0).all(axis=0).sum() / 784,
+    }
+
+
+def test_description_of_real_mnist(real_mnist: Path) -> None:
+    raw = real_mnist / "MNIST/raw"
+    images = np.fromfile(raw / "train-images-idx3-ubyte", np.uint8, offset=16).reshape(-1, 28, 28)
+    found = describe(images, np.fromfile(raw / "train-labels-idx1-ubyte", np.uint8, offset=8))
+    assert found["num_per_digit"] == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert found["pixel_mean"] == pytest.approx(0.1306604762738429, rel=1e-15)
+    assert found["pixel_std"] == pytest.approx(0.3081078038564622, rel=1e-14)
+    assert found["always_zero"] == 67 / 784
+
+
+def test_write_description(folder: Path) -> None:
+    images, labels, _ = predictions(60, 2)
+    splits = {"training": (images, labels), "validation": (images[:9], labels[:9]), "test": (images, None)}
+    found = write_description(folder / "new/there", splits)
+    assert files_in(folder / "new/there") == {"description.json", "digit_counts.png", "samples.png", "mean_digits.png"}
+    assert found == {name: describe(*split) for name, split in splits.items()}
+    assert json.loads((folder / "new/there/description.json").read_text()) == found
+
+
+def test_sample_grid() -> None:
+    images, labels = predictions(400, 2, (0, 1, 2, 3, 4, 5, 6, 8, 9))[:2]
+    labels[:3] = 7
+    figure = figures_data.sample_grid(images, labels)
+    for digit in range(10):
+        for column, image in enumerate(images[labels == digit][:12]):
+            tile = picture(figure)[digit * 30 : digit * 30 + 28, column * 30 : column * 30 + 28]
+            np.testing.assert_array_equal(tile, image)
+    assert np.isnan(picture(figure)[7 * 30 : 8 * 30, 3 * 30 :]).all()
+    unlabelled = figures_data.sample_grid(images[:13], None)
+    np.testing.assert_array_equal(picture(unlabelled)[30:58, :28], images[12])
+
+
+def test_mean_digits() -> None:
+    images, labels = predictions(300, 2, (0, 1, 2, 3, 4, 5, 7, 8, 9))[:2]
+    figure = figures_data.mean_digits(images, labels)
+    for digit in range(10):
+        y, x = digit // 5 * 37, digit % 5 * 30
+        mean = np.full((28, 28), np.nan) if digit == 6 else (images[labels == digit] / 255).mean(axis=0)
+        np.testing.assert_allclose(picture(figure)[y : y + 28, x : x + 28], mean, rtol=1e-12)
+    assert texts(figure) == [f"{digit} ({(labels == digit).sum()})" for digit in range(10)]
+    unlabelled = figures_data.mean_digits(images, None)
+    np.testing.assert_allclose(picture(unlabelled), (images / 255).mean(axis=0), rtol=1e-12)
+
+
+def test_digit_counts() -> None:
+    figure = figures_data.digit_counts(SPLITS)
+    training, validation = figure.axes[0].containers
+    assert [bar.get_height() for bar in training] == pytest.approx([0.1, 0.2, *[0.1] * 7, 0])
+    assert [bar.get_x() for bar in validation] == pytest.approx(range(10))  # side by side, centred on the digit
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["training (48,000)", "validation (100)"]
+    assert texts(figures_data.digit_counts({"test": SPLITS["test"]})) == ["no labels"]
+
+
+# Pictures
+
+
+@pytest.mark.parametrize(("cards", "total", "title"), [(1, 1, "1 digit"), (5, 5, "5 digits"), (3, 9, "The first 3")])
+def test_found_digits(cards: int, total: int, title: str) -> None:
+    images, _, probabilities = predictions(cards, 2)
+    place = np.zeros((20, 40, 3), np.uint8), (10, 5, 20, 15)
+    found = [FoundDigit("x" * 40 + "$1$.png", *place, *pair) for pair in zip(images, probabilities, strict=True)]
+    figure = found_digits(found, total)
+    np.testing.assert_array_equal(figure.axes[0].images[1].get_array(), images[0])
+    first = np.argsort(-probabilities[0])[:3]
+    expected = [text for digit in first for text in (str(digit), f"{probabilities[0, digit]:.0%}")]
+    assert [*texts(figure)[:7], texts(figure)[-1][: len(title)]] == [f"…{'x' * 26}$1$.png", *expected, title]
+    box = figure.axes[0].patches[1]  # the longer side of the picture is 1 wide
+    assert (box.get_width(), box.get_height()) == (0.25, 0.25)
+    assert figure.axes[0].texts[-1].get_window_extent(dpi=120).x1 < 120 * figure.get_figwidth()  # the title fits
