@@ -10,6 +10,7 @@ first 10,000 training images, as they are and enlarged to 128x128. The time per 
 """
 
 import argparse
+import re
 import resource
 import subprocess
 import sys
@@ -68,7 +69,10 @@ def measure(folder: str, ckpt_path: str) -> None:
     for _ in recognize_files(net, files):
         pass
     seconds = time.perf_counter() - start
-    print(seconds, *(resource.getrusage(who).ru_maxrss / 1e3 for who in (0, -1)))
+    # Linux: ru_maxrss of this process would count its parent's memory too.
+    own = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())
+    assert own
+    print(seconds, int(own[1]) / 1e3, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3)
 
 
 def measured(folder: Path, ckpt_path: str) -> list[float]:

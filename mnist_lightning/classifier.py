@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 import lightning as L
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,12 +50,13 @@ class DigitClassifier(L.LightningModule):
         with warnings.catch_warnings(action="ignore"):  # about the network in it, which becomes settings
             self.save_hyperparameters()
         # Only plain values: a checkpoint that holds objects could run code, and weights-only loading refuses it.
-        for name, value in list(self.hparams.items()):
-            plain = to_settings(value) if isinstance(value, nn.Module) else value
-            if name.startswith("_") or plain is None or not is_plain(plain):
-                del self.hparams[name]
-            else:
-                self.hparams[name] = plain
+        given = {
+            key: to_settings(value) if isinstance(value, nn.Module) else value for key, value in self.hparams.items()
+        }
+        self.hparams.clear()
+        self.hparams.update(
+            {key: value for key, value in given.items() if value is not None and key[0] != "_" and is_plain(value)}
+        )
         self.net = net
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -113,7 +114,7 @@ class DigitClassifier(L.LightningModule):
         logits = self(images)  # (B, 10)
         if logits.shape != (len(labels), 10):
             raise InputError(
-                f"the network must return logits (B, 10), got {tuple(logits.shape)} for {len(labels)} images"
+                f"expected logits (B, 10) of the network, got {tuple(logits.shape)} for {len(labels)} images"
             )
         return F.cross_entropy(logits, labels), logits
 
@@ -194,19 +195,12 @@ class DigitClassifier(L.LightningModule):
             raise InputError(f"the optimizer or the learning rate scheduler was refused: {error}") from error
         clips = self.trainer.gradient_clip_val and isinstance(self.trainer.precision_plugin, MixedPrecision)
         if clips and optimizer.defaults.get("fused"):
-            raise InputError(
-                f"{type(optimizer).__name__} with fused=True cannot clip gradients in mixed precision: "
-                "add --model.optimizer Adam --model.optimizer.fused false"
-            )
+            hint = "add --model.optimizer Adam --model.optimizer.fused false"
+            raise InputError(f"an optimizer with fused=True cannot clip gradients in mixed precision: {hint}")
         if scheduler is None:
             return optimizer
-        schedule: dict[str, Any] = {
-            "scheduler": scheduler,
-            "interval": "step" if length else self.lr_scheduler_interval,
-        }
-        if isinstance(scheduler, ReduceLROnPlateau):
-            schedule["monitor"] = scheduler.monitor
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        schedule = {"scheduler": scheduler, "interval": "step" if length else self.lr_scheduler_interval}
+        return {"optimizer": optimizer, "lr_scheduler": schedule | {"monitor": getattr(scheduler, "monitor", None)}}
 
     def _schedule_length(self) -> dict[str, int]:
         """Return the run's number of updates for a schedule that asks for it, such as OneCycleLR, and has none."""
@@ -233,8 +227,9 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", weights_only: b
         with warnings.catch_warnings(action="ignore"):  # about how the file was pickled
             checkpoint = torch.load(path, map_location, weights_only=weights_only)
         state, settings = checkpoint["state_dict"], checkpoint.setdefault("hyper_parameters", {})
-        if not all(isinstance(value, Tensor) for value in state.values()) or not isinstance(settings, dict):
-            raise TypeError("it holds something else than weights and settings")
+        kinds = {type(value) for value in state.values()}, type(settings), type(checkpoint["global_step"])
+        if kinds != ({Tensor}, dict, int):
+            raise TypeError("not a checkpoint")
     except Exception as error:  # damaged bytes may raise anything
         reason = getattr(error, "strerror", None) or "it is damaged, or holds more than weights and plain values"
         raise InputError(f"cannot read the checkpoint {path}: {reason}; give one that fit wrote") from error

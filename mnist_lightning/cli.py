@@ -186,7 +186,8 @@ def parse(verb: str, args: Sequence[str], own: dict[str, Any] | None = None, **o
     parser.set_defaults({"data": {"class_path": data.get("class_path"), "init_args": init_args}})
     settings = parser.parse_args(rest)
     with refusals():
-        return parser.instantiate_classes(settings)
+        made: Namespace = parser.instantiate_classes(settings)
+    return made
 
 
 def trainer_kwargs(settings: Namespace, *callbacks: Callback) -> dict[str, Any]:
@@ -256,7 +257,8 @@ def _predict(args: Sequence[str]) -> int:
         run.predict(**trainer)
         say(f"Written: {', '.join(map(str, run.written))}" if run.written else "fast_dev_run: nothing was written")
         return 0
-    from mnist_lightning.pictures.recognize import picture_files, write_digits  # here, since OpenCV imports slowly
+    from mnist_lightning.pictures.read import picture_files  # here, since OpenCV takes a while to import
+    from mnist_lightning.pictures.recognize import write_digits
 
     uses_gpu = torch.cuda.is_available() and trainer.get("accelerator") != "cpu"
     net = run.model.net.to("cuda" if uses_gpu else "cpu")

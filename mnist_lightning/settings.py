@@ -3,6 +3,7 @@
 import importlib
 import inspect
 from functools import partial
+from types import NoneType
 from typing import Any
 
 from torch import nn
@@ -26,15 +27,14 @@ def to_settings(thing: Any) -> dict[str, Any] | None:
     """
     arguments: dict[str, Any] = {}
     for base in type(thing).__mro__:
-        for parameter in list(inspect.signature(base.__init__).parameters.values())[1:]:
-            if parameter.kind is parameter.VAR_POSITIONAL and base is type(thing):
-                return None
-            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                value = getattr(thing, parameter.name, inspect)  # a module is never plain
-                arguments[parameter.name] = to_settings(value) if isinstance(value, nn.Module) else value
-        if not any(
-            parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(base).parameters.values()
-        ):
+        parameters = inspect.signature(base).parameters.values()
+        kinds = {parameter.kind for parameter in parameters}
+        if inspect.Parameter.VAR_POSITIONAL in kinds:
+            return None
+        for name in (parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD):
+            value = getattr(thing, name, inspect)  # this module stands for a missing attribute: it is not plain
+            arguments[name] = to_settings(value) if isinstance(value, nn.Module) else value
+        if inspect.Parameter.VAR_KEYWORD not in kinds:  # otherwise the base has more arguments
             break
     path = f"{type(thing).__module__}.{type(thing).__qualname__}"
     return {"class_path": path, "init_args": arguments} if is_plain(arguments) else None
@@ -42,11 +42,8 @@ def to_settings(thing: Any) -> dict[str, Any] | None:
 
 def is_plain(value: Any) -> bool:
     """Return whether a value is of numbers, strings, lists and dicts alone."""
-    if isinstance(value, dict):
-        return all(map(is_plain, value.values()))
-    if isinstance(value, (list, tuple)):
-        return all(map(is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return isinstance(value, (dict, list, tuple, bool, int, float, str, NoneType)) and all(map(is_plain, parts))
 
 
 def from_settings(settings: Any, trusted: bool = False) -> Any:

@@ -291,7 +291,7 @@ def test_nan_is_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("outputs", [9, 11])
 def test_wrong_number_of_outputs(outputs: int, folder: Path) -> None:
-    with pytest.raises(InputError, match=rf"must return logits \(B, 10\), got \(\d+, {outputs}\) for \d+ images"):
+    with pytest.raises(InputError, match=rf"expected logits \(B, 10\) of the network, got \(\d+, {outputs}\) for \d+ images"):
         fit(DigitClassifier(Net(outputs)), UCIDigits(), enable_progress_bar=False)
     assert not files_in(folder)
 

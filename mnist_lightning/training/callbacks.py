@@ -65,19 +65,17 @@ class RunRecord(Callback):
         device = pl_module.device  # asked now: after fit, Lightning has moved the module back to the CPU
         self.device = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
         if trainer.is_global_zero:
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            print(
+            data, number = trainer.datamodule, trainer.world_size  # type: ignore[attr-defined]
+            line = (
                 f"{type(data).__name__}: {len(data.train_set):,} training and {len(data.val_set):,} validation images. "
                 f"{type(pl_module.net).__name__}: {_num_parameters(pl_module):,} parameters on {self.device}. "
-                f"Run folder: {self.folder}",
-                flush=True,
+                f"Run folder: {self.folder}"
             )
-            if (number := trainer.world_size) > 1:
-                print(
-                    f"{number} processes with batches of {data.batch_size}: {number * data.batch_size} images per "
-                    "update. The learning rate is not scaled with the number of processes.",
-                    flush=True,
+            if number > 1:
+                line += (
+                    f"\n{number} processes: {number * data.batch_size} images per update, at the same learning rate."
                 )
+            print(line, flush=True)
         self.start = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

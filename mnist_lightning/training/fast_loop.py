@@ -283,7 +283,6 @@ def _is_covered(trainer: L.Trainer) -> bool:
         and isinstance(trainer.profiler, PassThroughProfiler)  # type: ignore[attr-defined]
         and trainer.accumulate_grad_batches == 1
         and not trainer.gradient_clip_val
-        and not trainer.fit_loop._skip_backward  # StochasticWeightAveraging's last epoch
         and module.automatic_optimization
         and len(trainer.optimizers) == 1
         and is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)

@@ -1,14 +1,12 @@
 """A run: the folder that ``fit`` leaves, and what its network can do."""
 
 import json
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
-import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
@@ -19,6 +17,7 @@ from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.data.kaggle import Kaggle
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import open_atomic
+from mnist_lightning.models.classify import classify
 from mnist_lightning.settings import from_settings
 from mnist_lightning.training.callbacks import ReportWriter, gather
 from mnist_lightning.training.loggers import TensorBoardRunLogger, read_history
@@ -90,7 +89,8 @@ class Run:
         """
         trainer = self._trainer(trainer_kwargs)
         trainer.validate(self.model, datamodule=self.data, verbose=False)
-        return {name: trainer.callback_metrics[f"val/{key}"].item() for name, key in METRICS.items()}
+        accuracy, loss = (trainer.callback_metrics[name].item() for name in ("val/acc", "val/loss"))
+        return {"accuracy": accuracy, "loss": loss}
 
     def test(self, **trainer_kwargs: Any) -> dict[str, Any]:
         """Measure the test images, and write ``report/``.
@@ -142,25 +142,17 @@ class Run:
 
     def _write(self, predictions: Predictions) -> None:
         number = np.arange(len(predictions.digits))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        columns: list[NDArray[Any]] = [number, predictions.digits, predictions.confidences, predictions.probabilities]
-        header = ["index", "digit", "confidence", *(f"p{digit}" for digit in range(10))]
-        self.written = [self.folder / "predictions.csv"]
-        _save_csv(self.written[0], header, columns)
-        submission = self.folder / "submission.csv"
-        submission.unlink(missing_ok=True)
+        header = "index,digit,confidence," + ",".join(f"p{digit}" for digit in range(10))
+        tables: dict[str, Any] = {"predictions.csv": (header, [number, *predictions])}
         if isinstance(self.data, Kaggle):
-            self.written.append(submission)
-            _save_csv(submission, ["ImageId", "Label"], [number + 1, predictions.digits])
-
-
-METRICS = {"accuracy": "acc", "loss": "loss"}
-
-
-def _save_csv(path: Path, header: Sequence[str], columns: Sequence[NDArray[Any]]) -> None:
-    table = np.column_stack([column.astype(np.float64) for column in columns])
-    with open_atomic(path) as file:  # nine digits keep a float32 exactly
-        np.savetxt(file, table, fmt="%.9g", delimiter=",", header=",".join(header), comments="")
+            tables["submission.csv"] = ("ImageId,Label", [number + 1, predictions.digits])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "submission.csv").unlink(missing_ok=True)
+        self.written = [self.folder / name for name in tables]
+        for path, (header, columns) in zip(self.written, tables.values(), strict=True):
+            with open_atomic(path) as file:  # nine digits keep a float32 exactly
+                table = np.column_stack([column.astype(np.float64) for column in columns])
+                np.savetxt(file, table, fmt="%.9g", delimiter=",", header=header, comments="")
 
 
 def _decide(probabilities: NDArray[np.float32]) -> Predictions:
@@ -175,31 +167,6 @@ def as_list(value: Any) -> list[Any]:
 def all_loggers(given: Any, own: list[Any]) -> Any:
     """Return the loggers of a Trainer: our own and those given, or none if False is given."""
     return False if given is False else own + [logger for logger in as_list(given) if logger is not True] or False
-
-
-@torch.no_grad()
-def classify(net: nn.Module, images: Any) -> NDArray[np.float32]:
-    """Return the probabilities ``(N, 10)`` that a network gives to images.
-
-    Args:
-        net: Network from float images ``(B, 1, 28, 28)`` in [0, 1] to logits ``(B, 10)``.
-        images: ``(N, 28, 28)`` or ``(N, 1, 28, 28)``: uint8, or float in [0, 1].
-
-    Raises:
-        InputError: If the images have another shape.
-    """
-    tensor = torch.as_tensor(images)
-    if tensor.shape[1:] not in ((28, 28), (1, 28, 28)):
-        raise InputError(f"images must be (N, 28, 28), got {tuple(tensor.shape)}; for pictures, use recognize")
-    weight = next(net.parameters(), torch.empty(0))
-    was_training = net.training
-    net.eval()
-    parts = []
-    for batch in torch.split(tensor.reshape(-1, 1, 28, 28), 1000):
-        scaled = batch.float() / 255 if batch.dtype == torch.uint8 else batch
-        parts.append(net(scaled.to(weight)).float().softmax(dim=1).cpu())
-    net.train(was_training)
-    return torch.cat(parts).numpy() if parts else np.zeros((0, 10), np.float32)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,0 +1,40 @@
+"""Classify images with a plain network."""
+
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from mnist_lightning.errors import InputError
+
+AT_ONCE = 1000  # images
+
+
+@torch.no_grad()
+def classify(net: nn.Module, images: Any) -> NDArray[np.float32]:
+    """Return the probabilities ``(N, 10)`` that a network gives to images; it is in evaluation mode meanwhile.
+
+    Args:
+        net: From float images ``(B, 1, 28, 28)`` in [0, 1] to logits ``(B, 10)``, on any device, of any float type.
+        images: ``(N, 28, 28)`` or ``(N, 1, 28, 28)``, white on black: uint8, or float in [0, 1].
+
+    Raises:
+        InputError: If the images have another shape.
+    """
+    tensor = torch.as_tensor(images)
+    if tensor.shape[1:] not in ((28, 28), (1, 28, 28)):
+        raise InputError(f"images must be (N, 28, 28), got {tuple(tensor.shape)}; for pictures, use recognize")
+    values = (value for value in chain(net.parameters(), net.buffers()) if value.is_floating_point())
+    like, scale = next(values, torch.empty(0)), 255 if tensor.dtype == torch.uint8 else 1
+    training = [module for module in net.modules() if module.training]
+    net.eval()
+    try:
+        batches = torch.split(tensor.reshape(-1, 1, 28, 28), AT_ONCE)
+        logits = [net(batch.to(like) / scale).float().cpu() for batch in batches if len(batch)]
+    finally:
+        for module in training:
+            module.training = True
+    return torch.cat([*logits, torch.empty(0, 10)]).softmax(dim=1).numpy()

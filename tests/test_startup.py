@@ -1,0 +1,79 @@
+"""What a start imports, and in which direction the package's imports point."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+
+import pytest
+from conftest import ROOT
+
+LAYERS = [  # each imports only from its own layer and those after it
+    {"cli", "doctor", "__main__"},
+    {"training"},
+    {"report", "pictures", "classifier"},
+    {"data", "models", "settings"},
+    {"files", "errors"},
+]
+SOME_VERBS = {"cv2", "polars", "sklearn", "jinja2", "tensorboard", "mnist_lightning.report.figures"}
+LIFTED = """
+import sys, mnist_lightning
+print(*sys.modules)
+import mnist_lightning.report.page, mnist_lightning.report.describe, mnist_lightning.report.figures_pictures
+import mnist_lightning.pictures.read, mnist_lightning.pictures.prepare
+print(*sys.modules)
+import mnist_lightning.models
+print(*sys.modules)
+"""
+VERBS = """
+import contextlib, sys
+from lightning.pytorch.cli import LightningCLI
+print(*sys.modules)
+from mnist_lightning.cli import main
+fit = ["fit", "--data", "UCIDigits", "--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "1"]
+for args in (["--help"], ["fit", "--help"], ["fit", "--nonsense", "1"], fit):
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(sys.stderr):
+        main(args)
+    print(*sys.modules)
+"""
+
+
+def modules_after_each_step(program: str) -> list[set[str]]:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [set(line.split()) for line in done.stdout.splitlines()]
+
+
+def test_what_can_be_lifted_out_imports_no_lightning() -> None:
+    package, report_and_pictures, models = modules_after_each_step(LIFTED)
+    assert package & {"torch", "lightning", "numpy", "matplotlib"} == set()
+    assert report_and_pictures & {"torch", "lightning"} == set()
+    assert models & {"torch", "lightning"} == {"torch"}
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_verb_imports_only_what_it_needs() -> None:
+    lightning, *answers, fit = modules_after_each_step(VERBS)
+    for modules in answers:  # help and an error
+        assert (modules - lightning) & (SOME_VERBS | {"matplotlib.pyplot", "mnist_lightning.doctor"}) == set()
+    assert (fit - lightning) & SOME_VERBS == {"sklearn"}  # it holds the UCI digits
+
+
+def test_imports_point_one_way_without_a_circle() -> None:
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.glob("mnist_lightning/**/*.py")
+    }
+    del files["mnist_lightning.__init__"]  # its imports are for type checkers
+    found: dict[str, set[str]] = {name: set() for name in files}
+    for name, path in files.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):  # the module, and what may be modules in it
+                found[name] |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)} & set(files)
+            elif isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names} & set(files)
+    layer = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
+    for name, targets in found.items():
+        for target in targets:
+            assert layer[name.split(".")[1]] <= layer[target.split(".")[1]], f"{name} imports {target}"
+    list(TopologicalSorter(found).static_order())  # it raises CycleError
+    assert "mnist_lightning.training.fit" in found["mnist_lightning.cli"]
