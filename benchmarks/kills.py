@@ -102,7 +102,7 @@ def main() -> None:
             run_folder, stops = Path("lightning_logs") / str(number), []
             start = resume = ["--name", str(number)]
             for _ in range(moments.randint(1, 3)):
-                moment = moments.uniform(0, 0.7 * whole)
+                moment = moments.uniform(0, 0.5 * whole)
                 if not train([*command, *resume], moment):
                     break
                 kills += 1

@@ -10,6 +10,7 @@ would use. Validation is not counted.
 import argparse
 import contextlib
 import io
+import logging
 import os
 import statistics
 import tempfile
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="epochs of each")
     args = parser.parse_args()
 
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     data, net = MNIST(args.data_dir), MLP()
     data.prepare_data()
     data.setup("fit")

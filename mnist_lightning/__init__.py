@@ -33,7 +33,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: whoever wants the networks or the figures alone need not wait for Lightning.
+    # Imported on first use: `from mnist_lightning import MLP` does not wait for Lightning.
     for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{home}"), name)

@@ -6,9 +6,9 @@ import sys
 
 def main() -> int:
     """Run the command line, and return its exit code."""
-    # torch's threads would spin while they wait, which takes the cores of whatever else runs here.
+    # Threads that wait would otherwise spin, and take CPU time from other processes.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if os.getcwd() not in sys.path:  # the script finds --model.net mynet.CNN beside it, as python -m does
+    if os.getcwd() not in sys.path:  # so that --model.net mynet.CNN is found here, as with python -m
         sys.path.insert(0, os.getcwd())
     from mnist_lightning.cli import main as run  # here, since torch reads the setting above when it is imported
 

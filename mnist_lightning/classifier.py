@@ -1,4 +1,4 @@
-"""The training recipe as a LightningModule: which loss, which metrics, which optimizer."""
+"""The training recipe as a LightningModule: loss, metrics, optimizer and schedule."""
 
 import warnings
 from pathlib import Path
@@ -29,8 +29,8 @@ class DigitClassifier(L.LightningModule):
 
     Args:
         net: Network from float images ``(B, 1, 28, 28)`` in [0, 1] to logits ``(B, 10)``.
-        optimizer: Makes the optimizer from the parameters. The default is Keras's Adam.
-        lr_scheduler: Makes the learning rate scheduler from the optimizer; none by default. One that takes
+        optimizer: Function from the parameters to the optimizer. The default is Adam with Keras's settings.
+        lr_scheduler: Function from the optimizer to the learning rate scheduler; none by default. One that takes
             ``total_steps``, such as OneCycleLR, gets the run's number of updates, and steps after each.
         lr_scheduler_interval: When any other scheduler steps: after each epoch or after each update.
     """
@@ -47,7 +47,7 @@ class DigitClassifier(L.LightningModule):
         lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
         super().__init__()
-        with warnings.catch_warnings(action="ignore"):  # about the network in it, which becomes settings
+        with warnings.catch_warnings(action="ignore"):  # about the network, which is replaced by its settings below
             self.save_hyperparameters()
         # Only plain values: a checkpoint that holds objects could run code, and weights-only loading refuses it.
         given = {
@@ -61,7 +61,7 @@ class DigitClassifier(L.LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
-        self.lr: float | None = None  # what Lightning's LearningRateFinder suggests; it sets the optimizer's too
+        self.lr: float | None = None  # Lightning's LearningRateFinder needs it; it also sets the optimizer's
 
         # validate_args would look at every batch for labels outside 0-9; the data modules checked them once.
         per_class: dict[str, Any] = {"num_classes": 10, "validate_args": False}
@@ -88,18 +88,18 @@ class DigitClassifier(L.LightningModule):
             checkpoint_path: The file.
             map_location: Where to load the weights.
             strict: Whether the names of the weights must be the network's.
-            weights_only: Whether the file is a stranger's: it is read as weights and plain values, and may name only
-                classes of torch and of this package. Give ``net=`` for a network of your own.
+            weights_only: Read weights and plain values only, and allow only classes of torch and of this package. Give
+                ``net=`` for a network of your own. Use False only for files that you trust.
             **kwargs: Arguments of ``__init__``; they replace the checkpoint's.
 
         Raises:
-            InputError: If the file is not a checkpoint, or names another class, or fits another network.
+            InputError: If the file is not a checkpoint, names a class that is not allowed, or is for another network.
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location, weights_only)
         given = {name: value for name, value in checkpoint["hyper_parameters"].items() if name not in kwargs}
         arguments = {name: from_settings(value, trusted=not weights_only) for name, value in given.items()} | kwargs
         if "net" not in arguments:
-            raise InputError(f"{checkpoint_path} does not say which network it is for: give net=...")
+            raise InputError(f"{checkpoint_path} does not name its network: give net=...")
         model = cls(**arguments)
         load_weights(model, checkpoint, checkpoint_path, strict)
         return model
@@ -133,11 +133,11 @@ class DigitClassifier(L.LightningModule):
 
     def _log_epoch(self, stage: Stage) -> None:
         metrics = {f"{stage}/{name}": getattr(self, f"{stage}_{name}") for name in ("loss", "acc")}
-        # At the end of an epoch a progress bar would still show the training metrics of the epoch before.
+        # A progress bar would show the training metrics of the epoch before.
         self.log_dict(metrics, prog_bar=stage != "train")
 
     def on_train_epoch_start(self) -> None:
-        """Note the learning rate: at the end of the epoch the scheduler has already changed it."""
+        """Remember the learning rate: the scheduler changes it before the epoch ends."""
         self._epoch_lr = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         self._pending.clear()
 
@@ -203,7 +203,7 @@ class DigitClassifier(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule | {"monitor": getattr(scheduler, "monitor", None)}}
 
     def _schedule_length(self) -> dict[str, int]:
-        """Return the run's number of updates for a schedule that asks for it, such as OneCycleLR, and has none."""
+        """Return the run's number of updates if the schedule takes ``total_steps`` and none is given."""
         given = getattr(self.lr_scheduler, "keywords", {})  # the command line makes a partial, with every argument
         asks = "total_steps" in given or getattr(self.lr_scheduler, "func", None) is OneCycleLR
         if not asks or given.get("total_steps") or given.get("epochs"):
@@ -211,7 +211,7 @@ class DigitClassifier(L.LightningModule):
         return {"total_steps": int(self.trainer.estimated_stepping_batches)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let a resumed schedule have the length of this run, which may now train longer."""
+        """Use this run's length for a resumed schedule: max_epochs may have been raised."""
         for state in checkpoint.get("lr_schedulers", []):
             for name in ("total_steps", "_schedule_phases"):
                 state.pop(name, None)
@@ -227,12 +227,12 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", weights_only: b
         with warnings.catch_warnings(action="ignore"):  # about how the file was pickled
             checkpoint = torch.load(path, map_location, weights_only=weights_only)
         state, settings = checkpoint["state_dict"], checkpoint.setdefault("hyper_parameters", {})
-        kinds = {type(value) for value in state.values()}, type(settings), type(checkpoint["global_step"])
-        if kinds != ({Tensor}, dict, int):
+        are_weights = all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
+        if not are_weights or not isinstance(settings, dict):
             raise TypeError("not a checkpoint")
     except Exception as error:  # damaged bytes may raise anything
         reason = getattr(error, "strerror", None) or "it is damaged, or holds more than weights and plain values"
-        raise InputError(f"cannot read the checkpoint {path}: {reason}; give one that fit wrote") from error
+        raise InputError(f"cannot read the checkpoint {path}: {reason}; give a checkpoint that fit wrote") from error
     content: dict[str, Any] = checkpoint
     return content
 

@@ -30,7 +30,7 @@ from mnist_lightning.files import write_atomic
 from mnist_lightning.report import text
 from mnist_lightning.training.callbacks import ValidationFigures  # noqa: F401  --trainer.callbacks finds it by name
 from mnist_lightning.training.fit import fit
-from mnist_lightning.training.run import LOG_DIR, Run, as_list, find_checkpoint, load_run, read_config
+from mnist_lightning.training.run import LOG_DIR, Run, as_list, find_checkpoint, find_last, load_run, read_config
 
 PROGRAM = "mnist-lightning" if Path(sys.argv[0]).stem == "mnist-lightning" else "python -m mnist_lightning"
 DEBUG_SWITCH = "MNIST_LIGHTNING_DEBUG"
@@ -41,7 +41,7 @@ VERBS = {
     "test": "Measure a checkpoint on the test images, and write a report.",
     "predict": "Classify the test images, or the digits in your own pictures.",
     "describe": "Print and draw what a data set holds: its digits, its pixels, its splits.",
-    "doctor": "Check in seconds whether a machine or a cluster allocation is fit for a run.",
+    "doctor": "Check in seconds whether a machine or a cluster allocation can run a training.",
 }
 OPTIONS = {
     "name": "Name of the run folder in lightning_logs; version_N by default.",
@@ -53,15 +53,15 @@ CKPT_PATH = (
     "run by default. The data settings are the run's own unless flags say otherwise."
 )
 IMAGES = "Pictures of digits to read instead of the test images: PNG, JPEG, BMP, GIF, TIFF, WebP, or folders of them."
-NOT_NEWS = re.compile(  # log messages that say nothing, or what is said better elsewhere
+NOT_NEWS = re.compile(  # log messages that another line says, or that say nothing useful
     r"💡|Seed set to|GPU available|TPU available: False|Restor(ing|ed all) states|`Trainer.fit` stopped: `max_epochs|"
     r"Detected KeyboardInterrupt"
 )
-NO_WARNING = (  # about what neither the user nor we can change
+NO_WARNING = (  # warnings that the user cannot act on
     r"`isinstance\(treespec, LeafSpec\)` is deprecated|"  # Lightning 2.6 on torch 2.15
     r"The number of training batches \(\d+\) is smaller than the logging interval|"  # all is logged per epoch
     r"Checkpoint directory .* exists and is not empty|"  # a run that is resumed
-    r"The `srun` command is available on your system but is not used"  # it is where SLURM is, wanted or not
+    r"The `srun` command is available on your system but is not used"  # shown on every machine with SLURM
 )
 
 
@@ -72,7 +72,7 @@ def parser_settings(verb: str) -> dict[str, Any]:
 
 
 class FitCLI(LightningCLI):
-    """LightningCLI's parser of the model, the data and the Trainer, and the objects it makes of them."""
+    """LightningCLI's parser of the model, the data and the Trainer; it creates the first two."""
 
     def __init__(self, args: Sequence[str]) -> None:
         super().__init__(
@@ -89,7 +89,7 @@ class FitCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what is not the model's, the data's or the Trainer's, and the defaults of the recipe."""
+        """Add the other options, and the defaults."""
         for name, description in OPTIONS.items():
             parser.add_argument(f"--{name}", type=str | None, default=None, help=description)
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
@@ -100,15 +100,15 @@ class FitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and check that the settings can be written to ``config.yaml`` and read back."""
-        if {"-h", "--help"} & set(args):  # the list of every nn.Module there is has some 600 lines
+        if {"-h", "--help"} & set(args):  # otherwise it lists every nn.Module, about 600 lines
             print(re.sub(r"known\s+subclasses:[^)]{2000,}", "any import path of such a class", parser.format_help()))
             raise SystemExit(0)
         self.config = parser.parse_args(args)
         config = self.config.clone()
-        config.name = config.ckpt_path = config.init_from = None  # of this start, not of the recipe
+        config.name = config.ckpt_path = config.init_from = None  # they belong to this command, not to the recipe
         self.text = parser.dump(config, skip_none=False)
         if lost := re.search(r".*Unable to serialize.*", self.text):
-            raise InputError(f"test could not read this setting back from config.yaml: {lost[0].strip()}; change it")
+            raise InputError(f"this setting cannot be written to config.yaml and read back: {lost[0].strip()}")
         seed = self.config.seed_everything
         if not isinstance(seed, bool) and not 0 <= seed < 2**32:
             raise InputError(f"--seed_everything must be in [0, 2**32), got {seed}")
@@ -134,7 +134,7 @@ class CommandLine(Callback):
         self.config = config
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write the settings, now that they are known to work, and take the signals back from Lightning."""
+        """Write the settings, now that they work, and install our signal handlers again: Lightning replaced them."""
         if trainer.is_global_zero and self.config:
             write_atomic(Path(trainer.default_root_dir) / "config.yaml", self.config)
         self.listen()
@@ -158,19 +158,21 @@ class CommandLine(Callback):
 
 
 def look_ahead(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Read what says which run is meant, and so what the defaults of the other flags are; and return the others."""
+    """Read the flags that choose the run, since the defaults of the other flags come from it; return both."""
     parser = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--ckpt_path")
     parser.add_argument("-c", "--config", action="append", default=[])
-    parser.add_argument("--trainer.default_root_dir", "--default_root_dir", dest="root", default="")
+    parser.add_argument("--trainer.default_root_dir", dest="root", default="")
     known, rest = parser.parse_known_args(list(args))
     known.log_dir = Path(known.root) / LOG_DIR
     return known, rest
 
 
 def parse(verb: str, args: Sequence[str], own: dict[str, Any] | None = None, **options: dict[str, Any]) -> Namespace:
-    """Parse the flags of a verb that does not train: the data's, whose defaults are a run's own, and its options."""
+    """Parse a verb's flags: the data's, with the run's settings as defaults, the Trainer's, and its own."""
     known, rest = look_ahead(args)
+    if own is None and known.ckpt_path:
+        raise InputError(f"{verb} takes no --ckpt_path, got {known.ckpt_path}")
     parser = LightningArgumentParser(**parser_settings(verb))
     parser.add_argument("--config", type=str, help="A recipe or a run's config.yaml: its data settings are used.")
     parser.add_lightning_class_args(DigitDataModule, "data", subclass_mode=True)
@@ -211,10 +213,9 @@ def _fit(args: Sequence[str]) -> int:
     known, _ = look_ahead(args)
     last = step = None
     if known.ckpt_path is not None:
-        last = find_checkpoint(known.ckpt_path, "last", known.log_dir)
-        step = read_checkpoint(last)["global_step"]
+        last = find_last(known.ckpt_path, known.log_dir)
+        step = read_checkpoint(last).get("global_step")
         args = ["--config", str(last.parent.parent / "config.yaml"), *args]
-        say(f"Resuming: {last}")
     cli = FitCLI(args)
     made = cli.config_init
     trainer = trainer_kwargs(made.trainer, CommandLine(cli.text))
@@ -262,7 +263,10 @@ def _predict(args: Sequence[str]) -> int:
 
     uses_gpu = torch.cuda.is_available() and trainer.get("accelerator") != "cpu"
     net = run.model.net.to("cuda" if uses_gpu else "cpu")
-    return 1 if write_digits(run.folder, picture_files(parsed.images), net).failures else 0
+    done = write_digits(run.folder, picture_files(parsed.images), net)
+    say(f"\nDigits: {done.digits:,}   pictures: {done.pictures:,}   without a digit: {done.failures:,}")
+    say(f"Written: {', '.join(map(str, done.written))}")
+    return 1 if done.failures else 0
 
 
 def _describe(args: Sequence[str]) -> int:
@@ -283,15 +287,16 @@ def _describe(args: Sequence[str]) -> int:
 def _doctor(args: Sequence[str]) -> int:
     from mnist_lightning.doctor import doctor  # here, since no other verb needs it
 
-    started = "all there are, or as many as torchrun or srun started, by default."
+    started = "as many as torchrun or srun started by default."
     options: dict[str, dict[str, Any]] = {
         "default_root_dir": {"type": str, "help": "Folder of lightning_logs; the current folder by default."},
         "accelerator": {"type": str, "default": "auto", "help": "What to run on: auto, cpu or gpu."},
-        "devices": {"type": int | str, "default": "auto", "help": f"Number of devices per node: {started}"},
-        "num_nodes": {"type": int | None, "default": None, "help": f"Number of nodes: {started}"},
+        "devices": {"type": int | str, "default": "auto", "help": f"Devices per node: all there are, or {started}"},
+        "num_nodes": {"type": int | None, "default": None, "help": f"Number of nodes: one, or {started}"},
     }
     parsed = parse("doctor", args, **options)
-    return doctor(parsed.data, look_ahead(args)[0].log_dir, parsed.accelerator, parsed.devices, parsed.num_nodes)
+    log_dir = Path(parsed.default_root_dir or "") / LOG_DIR
+    return doctor(parsed.data, log_dir, parsed.accelerator, parsed.devices, parsed.num_nodes)
 
 
 COMMANDS = dict(zip(VERBS, (_fit, _validate, _test, _predict, _describe, _doctor), strict=True))
@@ -310,7 +315,7 @@ def complain(message: str, error: BaseException) -> None:
 
 
 def quieten() -> None:
-    """Keep from the user what neither they nor we can act on."""
+    """Hide messages that the user cannot act on."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 calls what version 5 removes
     warnings.filterwarnings("ignore", message=f".*({NO_WARNING})")
     for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.seed"):
@@ -349,8 +354,8 @@ def main(args: Sequence[str]) -> int:
         if getattr(rank_zero_only, "rank", 0) == 0:
             complain(f"stopped by {signal.Signals(CommandLine.stopped_by).name}", stop)
         return 128 + CommandLine.stopped_by
-    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain
+    except BrokenPipeError:  # the reader of the output, such as head, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit raises it again
         return 1
     except Exception as error:
         if os.environ.get(DEBUG_SWITCH) or not can_be_fixed(error):

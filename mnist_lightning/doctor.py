@@ -99,11 +99,10 @@ def merge(reports: list[Report]) -> list[str]:
 
 def check_versions(site: Site) -> str:
     """Name the versions, and check that they are what this package requires."""
-    for requirement in map(Requirement, requires("mnist-lightning") or []):
-        if requirement.marker is None:  # the others are extras
-            found = version(requirement.name)
-            if not requirement.specifier.contains(found, prereleases=True):
-                raise InputError(f"expected {requirement}, got {found}; pip install -e . installs what is required")
+    for need in map(Requirement, requires("mnist-lightning") or []):
+        # Those with a marker are extras.
+        if need.marker is None and not need.specifier.contains(found := version(need.name), prereleases=True):
+            raise InputError(f"expected {need}, got {found}; pip install -e . installs what is required")
     return ", ".join(f"{name} {number}" for name, number in versions().items()) + f"; CUDA {torch.version.cuda}"
 
 
@@ -122,8 +121,9 @@ def check_devices(site: Site) -> str:
     if isinstance(fabric.strategy, DDPStrategy):  # by default, a process waits half an hour for the others
         fabric = Fabric(**chosen, strategy=DDPStrategy(timeout=TIMEOUT))
     site.fabric = fabric
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return f"{os.cpu_count()} CPU cores, {', '.join(gpus) or 'no GPU'}; training would run on {fabric.device.type}"
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    gpus = ", ".join(f"{names.count(name)} x {name}" for name in sorted(set(names))) or "no GPU"
+    return f"{os.cpu_count()} CPU cores, {gpus}; training would run on {fabric.device.type}"
 
 
 def check_processes(site: Site) -> str:
@@ -148,14 +148,13 @@ def check_compute(site: Site) -> str:
         loss = torch.nn.functional.cross_entropy(net.to(where, dtype)(images.to(where, dtype)), labels.to(where))
         results.append([loss.detach(), *torch.autograd.grad(loss, list(net.parameters()))])
     assert_close(*results, rtol=1e-4, atol=1e-6, check_device=False, check_dtype=False)
-    return f"loss and gradients on {device} in float32 agree with the CPU in float64"
+    return f"loss and gradients on {device.type} in float32 agree with the CPU in float64"
 
 
 def check_data(site: Site) -> str:
     """Verify and read the data, without a network."""
-    verified = site.data.verify()
+    digest, sizes, verified = hashlib.sha256(), [], site.data.verify()
     site.data.setup()
-    digest, sizes = hashlib.sha256(), []
     for name, split in (("training", "train_set"), ("validation", "val_set"), ("test", "test_set")):
         images, labels = getattr(site.data, split).arrays()
         sizes.append(f"{len(images):,} {name}")
@@ -171,7 +170,7 @@ def check_log_folder(site: Site) -> str:
     weights = MLP().state_dict()
     with TemporaryDirectory(dir=folder, prefix=".doctor-") as scratch:
         path = Path(scratch) / "last.ckpt"
-        AtomicCheckpointIO().save_checkpoint({"state_dict": weights}, path)
+        AtomicCheckpointIO().save_checkpoint({"state_dict": weights, "global_step": 1}, path)
         assert_close(read_checkpoint(path)["state_dict"], weights, rtol=0, atol=0)
     return f"{site.log_dir}: a checkpoint is the same when it is read back"
 

@@ -17,7 +17,7 @@ class InputError(ValueError):
 
 
 def printable(text: str) -> str:
-    r"""Escape unprintable characters: file names and damaged files hold anything, and a terminal would obey it.
+    r"""Escape unprintable characters: a file name may contain control characters that a terminal would execute.
 
     >>> printable("a\nb\x1b[2J\udcff ä")
     'a\\nb\\x1b[2J\\udcff ä'
@@ -27,14 +27,14 @@ def printable(text: str) -> str:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Turn the error of a class that refuses its settings into an InputError."""
+    """Turn a class's error about its arguments into an InputError."""
     try:
         yield
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(condense(str(error))) from error
 
 
-# jsonargparse's wording, replaced line by line.
+# Replacements for jsonargparse's wording, in each line.
 _REWORDINGS = (
     (r"Type typing\.Callable.* expects a function or a callable class: ", ""),
     (r'Parser key "[\w.]+":', ""),
@@ -45,7 +45,7 @@ _REWORDINGS = (
     (r"typing\.Literal", "one of "),
     (r"Expected an? ", "expected "),
 )
-# What it says of its own workings, and of alternatives that nobody meant.
+# Lines to drop: about jsonargparse's internals, and about types that the user did not mean.
 _NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value|expected path but|expected NoneType|"
     r"Problem with given class_path \S+:$"
@@ -53,7 +53,7 @@ _NOISE = re.compile(
 
 
 def condense(message: str) -> str:
-    r"""Return a message of jsonargparse's as one line: the flag, what it takes, and what it was given.
+    r"""Shorten a message of jsonargparse to one line: the flag, what it expects, and what it got.
 
     >>> condense('Parser key "data":\n  Parser key "batch_size":\n    Expected a <class \'int\'>. Got value: abc')
     '--data.batch_size: expected int, got abc'

@@ -7,12 +7,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-os.umask(UMASK := os.umask(0))  # asked once, at import: while it is 0, other threads would make files open to all
+os.umask(UMASK := os.umask(0))  # read once, at import: while it is 0, files of other threads would be writable for all
 
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing. A reader, or a crash, meets the old content or the new, never a part.
+    """Open a file for writing. A reader, or a crash, finds the old content or the new, never a part.
 
     The new content replaces the old when the context ends, and is dropped on an exception.
 
@@ -28,12 +28,14 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp's 0600 would hide the file from a group that shares the folder
+        os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp makes 0600, which others in a shared folder could not read
         os.replace(temporary, path)
     except BaseException as error:
         with suppress(OSError):
             os.unlink(temporary)
-        if isinstance(error, OSError) and error.errno and error.filename is None:  # a full disk does not say where
+        if (
+            isinstance(error, OSError) and error.errno and error.filename is None
+        ):  # the error of a full disk has no file name
             error.filename = str(path)
         raise
 

@@ -1,4 +1,4 @@
-"""Objects as plain settings and back: a class path and its arguments, as in a configuration file."""
+"""Convert objects to plain settings, a class path and arguments as in a configuration file, and back."""
 
 import importlib
 import inspect
@@ -12,14 +12,19 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_lightning.errors import InputError
 
+MISSING = object()
 TRUSTED = ("mnist_lightning.", "torch.nn.", "torch.optim.", "lightning.pytorch.cli.ReduceLROnPlateau")
 
 
-def to_settings(thing: Any) -> dict[str, Any] | None:
-    """Describe an object that keeps its arguments in attributes of the same names, as ``MLP`` does.
+def to_settings(thing: Any, lossy: bool = False) -> dict[str, Any] | None:
+    """Describe an object whose arguments are stored in attributes of the same names, as ``MLP`` does.
+
+    Args:
+        thing: The object.
+        lossy: Whether an argument that is not a plain value becomes a text that no parser accepts.
 
     Returns:
-        ``class_path`` and ``init_args``, or None if an argument is not kept so or is not a plain value.
+        ``class_path`` and ``init_args``, or None if an argument is not stored, or is not a plain value.
 
     >>> from mnist_lightning import MLP
     >>> to_settings(MLP([32]))["init_args"]
@@ -32,8 +37,9 @@ def to_settings(thing: Any) -> dict[str, Any] | None:
         if inspect.Parameter.VAR_POSITIONAL in kinds:
             return None
         for name in (parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD):
-            value = getattr(thing, name, inspect)  # this module stands for a missing attribute: it is not plain
-            arguments[name] = to_settings(value) if isinstance(value, nn.Module) else value
+            value = getattr(thing, name, MISSING)
+            plain = (to_settings(value) or MISSING) if isinstance(value, nn.Module) else value
+            arguments[name] = f"<{value!r:.80}>" if lossy and not is_plain(plain) else plain
         if inspect.Parameter.VAR_KEYWORD not in kinds:  # otherwise the base has more arguments
             break
     path = f"{type(thing).__module__}.{type(thing).__qualname__}"
@@ -47,7 +53,7 @@ def is_plain(value: Any) -> bool:
 
 
 def from_settings(settings: Any, trusted: bool = False) -> Any:
-    """Make what settings describe; an optimizer or a scheduler becomes a function that makes one.
+    """Create the object that settings describe; for an optimizer or a scheduler, a function that creates one.
 
     Args:
         settings: A dict with ``class_path`` and perhaps ``init_args``, in which others may be nested; any other value
@@ -64,8 +70,8 @@ def from_settings(settings: Any, trusted: bool = False) -> Any:
     module, _, name = str(path).rpartition(".")
     if not trusted and not str(path).startswith(TRUSTED):
         raise InputError(
-            f"{path!s:.100} is not a class of torch.nn, torch.optim or mnist_lightning, so it could run a stranger's "
-            "code: give the run folder, or in Python load_run(file, net=...)"
+            f"{path!s:.100} is not a class of torch.nn, torch.optim or mnist_lightning, and a checkpoint may name "
+            "no other: give the run folder, or in Python load_run(file, net=...)"
         )
     try:
         cls = getattr(importlib.import_module(module), name)

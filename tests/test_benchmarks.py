@@ -32,9 +32,7 @@ def test_a_script_explains_itself(
 
 
 @pytest.mark.usefixtures("folder")
-def test_the_debug_config_is_trained_and_tested(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_recipes_runs_the_debug_config(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run(monkeypatch, ROOT / "benchmarks/recipes.py", str(ROOT / "configs/debug.yaml"), "--seeds", "1")
     assert "| debug | " in capsys.readouterr().out
 

@@ -83,7 +83,8 @@ def test_whole_way(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len((folder / "lightning_logs/version_0/predictions.csv").read_text().splitlines()) == 361
 
     out = run(capsys, "fit", "--ckpt_path", "last", "--trainer.max_epochs", "3")
-    assert out.startswith("Resuming: lightning_logs/version_0/checkpoints/last.ckpt")
+    assert "Epoch 2 " in out
+    assert "Epoch 1 " not in out
     assert load_run().record["global_step"] == 108
     out = run(capsys, "fit", "--ckpt_path", "last")
     assert "Nothing was left to train; to train on, raise --trainer.max_epochs above 3." in out
@@ -109,14 +110,15 @@ def test_pictures_have_files_of_their_own(folder: Path, capsys: pytest.CaptureFi
 def test_name_and_init_from(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(capsys, *FIT, "--trainer.max_epochs", "1", "--name", "first")
     out = run(capsys, *FIT, "--trainer.max_epochs", "1", "--name", "second", "--init_from", "lightning_logs/first")
-    assert "start fresh" not in out
+    assert "keep their new values" not in out
     config = yaml.safe_load(Path("lightning_logs/second/config.yaml").read_text())
     assert (config["name"], config["init_from"], config["ckpt_path"]) == (None, None, None)
     assert "exists: choose another name, or resume it with --ckpt_path" in refusal(capsys, *FIT, "--name", "first")
     file = "lightning_logs/first/checkpoints/best.ckpt"
-    assert f"resume takes a run folder or 'last', and neither name nor init_from, got {file}" in refusal(
-        capsys, "fit", "--ckpt_path", file
-    )
+    message = f"only a run can be resumed: give 'last' or a run folder, got {file}"
+    assert refusal(capsys, "fit", "--ckpt_path", file) == message
+    message = "a run that is resumed takes no other name and no init_from, got b"
+    assert refusal(capsys, "fit", "--ckpt_path", "last", "--name", "b") == message
 
 
 def test_own_network_with_plain_values(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,7 +147,9 @@ def test_stranger_runs_no_code(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "cannot read the checkpoint x.ckpt: it is damaged, or holds more than weights" in refused({}, evil=Evil())
     for path in ("os.mkdir", "subprocess.Popen", "torch.hub.load", "lightning.pytorch.Trainer", "tests.conftest.X"):
         message = refused({"class_path": path, "init_args": {"path": "evil"}})
-        assert message.startswith(f"{path} is not a class of torch.nn, torch.optim or mnist_lightning, so it could run")
+        assert message.startswith(
+            f"{path} is not a class of torch.nn, torch.optim or mnist_lightning, and a checkpoint may name"
+        )
     for path in ("mnist_lightning.cli.main", "mnist_lightning.fit", "torch.nn.init.os", "torch.optim.swa_utils.math"):
         assert refused({"class_path": path}).startswith(f"cannot make {path}: ")
     nested = {"class_path": "torch.nn.Sequential", "init_args": {"x": {"class_path": "os.mkdir"}}}
@@ -162,7 +166,7 @@ def test_augmentation_that_cannot_be_read_back(folder: Path, capsys: pytest.Capt
     )
     message = refusal(capsys, "fit", "--config", "a.yaml")
     assert message == (
-        "test could not read this setting back from config.yaml: degrees: Unable to serialize instance 10; change it"
+        "this setting cannot be written to config.yaml and read back: degrees: Unable to serialize instance 10"
     )
     assert files_in(folder) == {"a.yaml"}
     blur = ["--data.augmentation", f"{v2}.GaussianBlur", "--data.augmentation.kernel_size", "[3, 3]"]
@@ -195,6 +199,7 @@ def test_augmentation_that_cannot_be_read_back(folder: Path, capsys: pytest.Capt
         ("fit --data UCIDigits --config nowhere.yaml", ".*nowhere.yaml.*"),
         ("describe --config nowhere.yaml", "cannot read the settings in nowhere.yaml: .*No such file.*"),
         ("describe --output file", ".*file.*"),
+        ("describe --ckpt_path x", "describe takes no --ckpt_path, got x"),
         ("fit --trainer.accelerator gpu", ".*gpu.*|.*CUDA.*|.*GPU.*"),
         (
             "fit --trainer.precision bf16-mixed --trainer.gradient_clip_val 1",
@@ -216,7 +221,7 @@ def test_one_line_errors(args: str, message: str | None, folder: Path, capsys: p
     if message is None:
         assert re.findall(r"^  (\w+) ", run(capsys, *words), re.M) == list(cli.VERBS)
         return
-    if words[0] in ("fit", "describe") and "--config" not in words and "--ckpt_path" not in words:
+    if words[0] in ("fit", "describe") and not {"--config", "--ckpt_path"} & set(words):
         words[1:1] = ["--data", "UCIDigits"]
     assert re.fullmatch(message, refusal(capsys, *words)), refusal(capsys, *words)
     assert files_in(folder) == {"file"}

@@ -1,27 +1,25 @@
 """The verb `doctor`: its lines on a sound machine, and the one line of each fault."""
 
-import os
 import re
 import socket
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from conftest import files_in
 from lightning.pytorch.utilities import rank_zero_only
 
-from mnist_lightning import MNIST, UCIDigits, doctor
+from mnist_lightning import UCIDigits, doctor
 from mnist_lightning.cli import main
 from mnist_lightning.doctor import Site, merge
 from mnist_lightning.training.callbacks import versions
 
 DOCTOR = ["doctor", "--accelerator", "cpu", "--data", "UCIDigits"]
 NAMES = ["versions", "devices", "processes", "compute", "data", "log folder"]
-TASKS = {"JOB_NAME": "a", "JOB_ID": "1", "NTASKS": "2", "NTASKS_PER_NODE": "1", "NNODES": "2", "NODELIST": "127.0.0.1"}
+TASK = {"JOB_NAME": "a", "JOB_ID": "1", "NTASKS": "2", "NTASKS_PER_NODE": "1", "NNODES": "2", "NODELIST": "127.0.0.1"}
 
 
 def site(data: Any = None, fabric: Any = None) -> Site:
@@ -44,22 +42,26 @@ def test_sound_machine(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert list(folder.iterdir()) == []
 
 
-def fails(error: Exception) -> Callable[..., Any]:
-    def failing(*_: object, **__: object) -> Any:
-        raise error
-
-    return failing
+def denied(**kwargs: object) -> Any:
+    raise PermissionError("denied")
 
 
-def last_bit(path: Path) -> dict[str, Any]:
+def last_bit(path: Path) -> Any:
     checkpoint = torch.load(path)
-    bias = checkpoint["state_dict"]["layers.0.bias"] if "layers.0.bias" in checkpoint["state_dict"] else None
-    value = next(iter(checkpoint["state_dict"].values())) if bias is None else bias
-    value.view(-1)[0] = torch.nextafter(value.view(-1)[0], torch.tensor(1.0))
-    return checkpoint  # type: ignore[no-any-return]
+    bias = checkpoint["state_dict"]["layers.1.bias"]
+    bias[0] = torch.nextafter(bias[0], torch.tensor(1.0))
+    return checkpoint
 
 
-FAULTS: dict[str, tuple[list[str], tuple[Any, str, Any] | None, list[str], str]] = {
+def imprecise(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return logits.mean() * (1 if logits.dtype == torch.float64 else 1.001)
+
+
+class Disk(NamedTuple):
+    free: int
+
+
+FAULTS: dict[str, tuple[list[str], Any, list[str], str]] = {
     "version": ([], (doctor, "requires", lambda name: ["torch>=99"]), ["versions"], "expected torch>=99, got "),
     "missing package": ([], (doctor, "requires", lambda name: ["no-such"]), ["versions"], "PackageNotFoundError: "),
     "accelerator": (["--accelerator", "warp"], None, ["devices", "processes"], "warp"),
@@ -67,36 +69,16 @@ FAULTS: dict[str, tuple[list[str], tuple[Any, str, Any] | None, list[str], str]]
     "no data": (["--data", "MNIST", "--data.data_dir", "new"], None, ["data"], "--data MNIST --data.data_dir new"),
     "no CSV": (["--data", "Kaggle", "--data.data_dir", "new"], None, ["data"], "train.csv"),
     "a file": (["--default_root_dir", "file"], None, ["log folder"], "file"),
-    "read-only": ([], (doctor, "TemporaryDirectory", fails(PermissionError("denied"))), ["log folder"], "denied"),
-    "full disk": (
-        [],
-        (doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=50 << 20)),
-        ["log folder"],
-        "lightning_logs has 50 MiB free, and a run needs 100: delete something there",
-    ),
+    "read-only": ([], (doctor, "TemporaryDirectory", denied), ["log folder"], "denied"),
+    "full disk": ([], (doctor.shutil, "disk_usage", lambda path: Disk(50 << 20)), ["log folder"], "has 50 MiB free"),
     "bad disk": ([], (doctor, "read_checkpoint", last_bit), ["log folder"], "Tensor-likes are not equal!"),
-    "bad arithmetic": (
-        [],
-        (
-            torch.nn.functional,
-            "cross_entropy",
-            lambda logits, labels: logits.float().mean() * (1 + logits.element_size()),
-        ),
-        ["compute"],
-        "AssertionError: ",
-    ),
+    "arithmetic": ([], (torch.nn.functional, "cross_entropy", imprecise), ["compute"], "Scalars are not close!"),
 }
 
 
 @pytest.mark.parametrize(("args", "patch", "failing", "message"), FAULTS.values(), ids=FAULTS)
 def test_fault(
-    args: list[str],
-    patch: tuple[Any, str, Any] | None,
-    failing: list[str],
-    message: str,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    args: list[str], patch: Any, failing: list[str], message: str, folder: Path, monkeypatch: Any, capfd: Any
 ) -> None:
     """A fault fails its own check in one line, and hides no other."""
     (folder / "file").touch()
@@ -109,17 +91,6 @@ def test_fault(
     assert [line[6:16].rstrip() for line in failed] == failing
     assert message in failed[0]
     assert files_in(folder) == {"file"}
-
-
-def test_damaged_data_stay(folder: Path, real_mnist: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    raw = folder / "MNIST/raw"
-    raw.mkdir(parents=True)
-    for file in MNIST.shapes:
-        (raw / file).write_bytes((real_mnist / "MNIST/raw" / file).read_bytes()[: None if "t10k" in file else -1])
-    before = {file: (raw / file).stat().st_mtime_ns for file in files_in(raw)}
-    assert main([*DOCTOR, "--data", "MNIST", "--data.data_dir", str(folder)]) == 1
-    assert "train-images-idx3-ubyte is damaged: expected size 47,040,016 bytes" in capfd.readouterr().out
-    assert {file: (raw / file).stat().st_mtime_ns for file in files_in(raw)} == before
 
 
 @pytest.mark.parametrize("args", [["--trainer.devices", "2"], ["--data", "Nope"], ["--data.batch_size", "0"]])
@@ -172,21 +143,15 @@ def test_processes_differ() -> None:
     ],
 )
 def test_task_of_two(
-    rank: int,
-    args: list[str],
-    code: int,
-    failing: list[str],
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    rank: int, args: list[str], code: int, failing: list[str], folder: Path, monkeypatch: Any, capfd: Any
 ) -> None:
     """One of two processes that srun started on two nodes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    for name, value in (TASKS | {"PROCID": str(rank), "NODEID": str(rank), "LOCALID": "0"}).items():
+    for name, value in (TASK | {"PROCID": str(rank), "NODEID": str(rank), "LOCALID": "0"}).items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
     monkeypatch.setattr(rank_zero_only, "rank", rank)
     monkeypatch.setattr(doctor, "TIMEOUT", timedelta(seconds=1))
     assert main([*DOCTOR, *args]) == code
@@ -194,4 +159,3 @@ def test_task_of_two(
     assert [line[6:16].rstrip() for line in lines if line.startswith("FAIL")] == failing
     assert len(lines) == (len(NAMES) if rank == 0 else len(failing))
     assert "1/2 clients joined" in "".join(lines) or args
-    assert not os.listdir(folder)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from torch import nn
 
 import mnist_lightning
 from mnist_lightning import MLP, DigitClassifier, UCIDigits, fit, load_run, recognize
+from mnist_lightning.cli import main
 from mnist_lightning.errors import InputError
+from mnist_lightning.settings import to_settings
 from mnist_lightning.training.callbacks import ValidationFigures
 from mnist_lightning.training.resume import ResumePoint
 
@@ -126,6 +129,8 @@ def test_predict(trained: Any) -> None:
     assert trained.predict(images[:0]).probabilities.shape == (0, 10)
     with pytest.raises(InputError, match=r"must be \(N, 28, 28\), got \(8, 8\)"):
         trained.predict(images[0, :8, :8])
+    with pytest.raises(InputError, match=r"must be uint8, or float in \[0, 1\], got torch.float64 up to 255"):
+        trained.predict(images.astype(float))
 
 
 def test_load_run(trained: Any, tmp_path: Path) -> None:
@@ -143,7 +148,8 @@ def test_load_run(trained: Any, tmp_path: Path) -> None:
     run = load_run(stray, log_dir=tmp_path, data=UCIDigits())
     np.testing.assert_array_equal(run.predict(images).probabilities, expected)
     run.predict()
-    assert files_in(tmp_path / "stray") == {"predictions.csv"}
+    run.test(logger=False)
+    assert files_in(tmp_path / "stray.ckpt") >= {"predictions.csv", "report/metrics.json"}
 
 
 def test_recognize_without_lightning(trained: Any, tmp_path: Path) -> None:
@@ -221,7 +227,7 @@ def test_own_network(folder: Path) -> None:
     """One that does not keep its arguments is trained, and loaded again with net=."""
     run = fit(DigitClassifier(Net()), UCIDigits(), max_epochs=1, name="mine", enable_progress_bar=False)
     assert run.folder == Path("lightning_logs/mine")
-    with pytest.raises(InputError, match=r"does not say which network it is for: in Python, load_run\(path, net="):
+    with pytest.raises(InputError, match=r"does not name its network: in Python, load_run\(path, net="):
         load_run("lightning_logs/mine")
     images = np.zeros((1, 28, 28), np.uint8)
     again = load_run("lightning_logs/mine", net=Net()).predict(images)
@@ -232,6 +238,18 @@ def test_own_network(folder: Path) -> None:
         fit(DigitClassifier(Net()), UCIDigits(), name="mine")
     with pytest.raises(InputError, match="a run's name must be one folder name"):
         fit(DigitClassifier(Net()), UCIDigits(), name="../mine")
+
+
+def test_objects_without_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command line does not resume a run whose optimizer or augmentation it cannot know; test still works."""
+    model, data = DigitClassifier(MLP([8]), partial(torch.optim.SGD, lr=0.5)), UCIDigits(augmentation=nn.Sequential())
+    fit(model, data, max_epochs=1, enable_progress_bar=False)
+    capsys.readouterr()
+    assert main(["fit", "--ckpt_path", "last"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "optimizer" in line
+    assert main(["test"]) == 0
+    assert to_settings(nn.Sequential(nn.Flatten())) is None
 
 
 def test_init_from(folder: Path, trained: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,7 +272,7 @@ def test_init_from(folder: Path, trained: Any, capsys: pytest.CaptureFixture[str
     for name in ("layers.4.weight", "layers.7.weight"):
         torch.testing.assert_close(seen[0][name], fresh[name], rtol=0, atol=0)
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Not in"))
-    assert line.endswith("start fresh: layers.4.bias, layers.4.weight, layers.7.bias, layers.7.weight")
+    assert line.endswith("keep their new values: layers.4.bias, layers.4.weight, layers.7.bias, layers.7.weight")
     with pytest.raises(InputError, match=r"no weight in .*best.ckpt fits this network"):
         fit(DigitClassifier(Net()), UCIDigits(), init_from=trained.folder)
 
@@ -291,7 +309,9 @@ def test_nan_is_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("outputs", [9, 11])
 def test_wrong_number_of_outputs(outputs: int, folder: Path) -> None:
-    with pytest.raises(InputError, match=rf"expected logits \(B, 10\) of the network, got \(\d+, {outputs}\) for \d+ images"):
+    with pytest.raises(
+        InputError, match=rf"expected logits \(B, 10\) of the network, got \(\d+, {outputs}\) for \d+ images"
+    ):
         fit(DigitClassifier(Net(outputs)), UCIDigits(), enable_progress_bar=False)
     assert not files_in(folder)
 

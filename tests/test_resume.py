@@ -85,6 +85,7 @@ CASES: dict[str, dict[str, Any]] = {
     "validation inside epochs": {"max_epochs": 4, "val_check_interval": 7},
     "validation by updates": {"max_epochs": 4, "val_check_interval": 13, "check_val_every_n_epoch": None},
     "validation every second epoch": {"max_epochs": 4, "check_val_every_n_epoch": 2},
+    "loaders made anew": {"max_epochs": 4, "reload_dataloaders_every_n_epochs": 1},
     "no validation": {"max_epochs": 4, "limit_val_batches": 0},
     "accumulated gradients": {"max_epochs": 4, "accumulate_grad_batches": 3},
     "random augmentation": {"max_epochs": 4, "augmentation": Noise()},
@@ -185,13 +186,14 @@ def test_error_in_first_epoch_leaves_nothing(tmp_path: Path) -> None:
     [
         ("last", "no run with last.ckpt in .*: train one first"),
         ("nowhere", "no checkpoint at nowhere: give a run folder"),
-        ("stray.ckpt", "resume takes a run folder or 'last'"),
-        ("damaged", r"cannot read the checkpoint damaged.checkpoints.last.ckpt: .*; give one that fit wrote"),
+        ("stray.ckpt", "only a run can be resumed: give 'last' or a run folder, got stray.ckpt"),
+        ("damaged", r"cannot read the checkpoint damaged.checkpoints.last.ckpt: .*; give a checkpoint that fit wrote"),
     ],
 )
 def test_refused(resume: str, message: str, folder: Path) -> None:
     (folder / "damaged/checkpoints").mkdir(parents=True)
     (folder / "damaged/checkpoints/last.ckpt").write_bytes(b"PK" + bytes(100))
+    (folder / "damaged/config.yaml").write_text("")
     (folder / "stray.ckpt").write_bytes(b"")
     with pytest.raises(InputError, match=message):
         train(folder / "logs", resume=resume)

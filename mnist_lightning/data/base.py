@@ -1,4 +1,4 @@
-"""What every data source shares: checks, the split, and the loaders."""
+"""The base class of the data sources: checks, split and loaders."""
 
 import os
 import warnings
@@ -17,12 +17,12 @@ from mnist_lightning.errors import InputError
 
 Split = Literal["train", "test"]
 
-DEFAULT_DATA_DIR = os.environ.get("MNIST_LIGHTNING_DATA", "data")  # of the sources that read files
+DEFAULT_DATA_DIR = os.environ.get("MNIST_LIGHTNING_DATA", "data")  # the default data_dir of sources that read files
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Images ``(N, 28, 28)`` uint8 and labels ``(N,)`` int64 in memory, and the rows of them that are meant."""
+    """Images ``(N, 28, 28)`` uint8 and labels ``(N,)`` int64 in memory, and the rows that belong to a split."""
 
     images: Tensor
     labels: Tensor | None
@@ -47,7 +47,7 @@ class DigitDataModule(L.LightningDataModule):
     Args:
         batch_size: Images per training update and process.
         eval_batch_size: Images per batch in validation, test and prediction; it does not change the result.
-        val_fraction: Share of the training images that validates, in (0, 1).
+        val_fraction: Share of the training images used for validation, in (0, 1).
         split_seed: Seed of the train/validation split; the run's seed does not change the split.
         augmentation: Module from float images ``(n, 1, 28, 28)`` to the same, applied in training. It gets up to 2,048
             images at once and should draw its random numbers for each image.
@@ -109,12 +109,15 @@ class DigitDataModule(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read what the stage needs, once. ``fit`` and ``validate`` never read the test images."""
+        self.order_seed = torch.initial_seed()  # noted now: each epoch is seeded anew
         if stage in ("fit", "validate", None) and self.train_set is None:
             images, labels = self._tensors("train")
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.split_seed))
             num_val = round(len(images) * self.val_fraction)
             if not 0 < num_val < len(images):
-                raise InputError(f"val_fraction {self.val_fraction} of {len(images)} images leaves a split empty")
+                raise InputError(
+                    f"val_fraction {self.val_fraction} of {len(images)} images leaves a split empty"
+                )
             self.train_set = Digits(images, labels, order[num_val:])
             self.val_set = Digits(images, labels, order[:num_val])
         if stage in ("test", "predict", None) and self.test_set is None:
@@ -130,7 +133,9 @@ class DigitDataModule(L.LightningDataModule):
         number, labelled = (len(images), "") if labels is None else (len(labels), f" for {len(labels)} labels")
         if images.dtype != np.uint8 or images.shape != (number, 28, 28):
             raise InputError(f"images must be uint8 (N, 28, 28), got {images.dtype} {images.shape}{labelled} {where}")
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # about read-only memory: nobody writes
+        with warnings.catch_warnings(
+            action="ignore", category=UserWarning
+        ):  # the array is read-only; nothing writes to it
             tensor = torch.from_numpy(images)
         if labels is None:
             return tensor, None
@@ -140,9 +145,9 @@ class DigitDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         """Return shuffled training batches; the last one may be smaller."""
-        seed: int | None = torch.initial_seed()
+        seed: int | None = self.order_seed
         if self.trainer is not None:
-            seed = self.trainer.strategy.broadcast(seed)  # without a seed of the run, every process has its own
+            seed = self.trainer.strategy.broadcast(seed)  # if the run was not seeded, each process has another seed
             if self.trainer.overfit_batches:  # type: ignore[attr-defined]
                 seed = None
         return self._loader(self.train_set, self.batch_size, seed, self.augmentation)
@@ -173,7 +178,7 @@ class DigitDataModule(L.LightningDataModule):
         images, labels = digits.images, digits.labels
         try:
             images, labels = images.to(device), labels if labels is None else labels.to(device)
-        except torch.OutOfMemoryError:  # Lightning moves each batch instead
+        except torch.OutOfMemoryError:  # they do not fit: Lightning then moves each batch
             images = digits.images
         return BatchLoader(
             images,

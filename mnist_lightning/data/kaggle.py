@@ -51,13 +51,13 @@ class Kaggle(DigitDataModule):
         path = Path(self.data_dir) / f"{split}.csv"
         columns = ["label", *PIXELS] if split == "train" else PIXELS
         try:
-            if not path.is_file():  # first, since reading from a pipe would wait
+            if not path.is_file():  # checked first, because reading a pipe would wait
                 raise OSError("file not found")
             content = path.read_bytes().replace(b'"', b"")  # polars 2.1 panics at a cell that is a single quote
             frame = polars.read_csv(content, schema_overrides=dict.fromkeys(columns, polars.UInt8), quote_char=None)
             if frame.columns != columns:
                 raise ValueError(f"expected the columns {columns[0]} to {columns[-1]}, got {frame.columns!s:.60}")
-            frame = frame.filter(polars.any_horizontal(polars.all().is_not_null()))  # without blank lines
+            frame = frame.filter(polars.any_horizontal(polars.all().is_not_null()))  # drop blank lines
             empty = sum(column.null_count() for column in frame.iter_columns())
             if frame.is_empty() or empty:
                 raise ValueError(f"expected numbers in all cells, got {len(frame):,} rows with {empty:,} empty cells")

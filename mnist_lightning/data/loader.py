@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 Batch = tuple[Tensor, ...]
-ROWS = 2048  # images prepared at once: one indexing for all takes hardly longer than one for a batch
+ROWS = 2048  # images prepared at once: indexing 2,048 takes hardly longer than indexing one batch
 
 
 class BatchLoader:
     """Yield batches ``(images, labels)``: float images ``(B, 1, 28, 28)`` in [0, 1] and labels ``(B,)``.
 
     The images stay uint8 on the device they are given on, and the batches are made there. The order of training is a
-    function of the seed and the epoch alone. Several processes take turns in it: N processes with batches of B train
+    function of the seed and the epoch alone. Several processes share it in turn: N processes with batches of B train
     on the same images per update as one process with batches of N * B.
 
     Args:
@@ -24,7 +24,7 @@ class BatchLoader:
         batch_size: Images per batch; the last batch may be smaller.
         seed: Shuffles the rows anew in each epoch; without a seed they come in their order.
         rank: The number of this process.
-        world_size: How many processes share the rows. With a seed, all get as many rows, and a few rows come twice.
+        world_size: How many processes share the rows. With a seed, all get the same number: a few are used twice.
         augment: From float images ``(n, 1, 28, 28)`` to the same. It gets up to 2,048 images at once.
     """
 

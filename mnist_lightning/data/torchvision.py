@@ -86,7 +86,7 @@ class MNIST(DigitDataModule):
             message = f"cannot write to {self.folder}: {error.strerror or error}; choose another data_dir"
             raise InputError(message) from error
         finally:
-            with suppress(OSError):  # removed, because another user of the folder could not open our lock file
+            with suppress(OSError):  # removed, because another user of a shared folder could not open it
                 lock.unlink()
 
     def verify(self) -> str:
@@ -122,7 +122,7 @@ class MNIST(DigitDataModule):
         header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
         size = len(header) + int(np.prod(shape))
         remedy = (
-            f"put {self.source}'s four files into {self.folder}, or download them where there is a network: "
+            f"put {self.source}'s four files into {self.folder}, or download them on a machine with a network: "
             f"python -m mnist_lightning describe --data {self.source} --data.data_dir {self.data_dir}"
         )
         try:
@@ -150,7 +150,9 @@ class MNIST(DigitDataModule):
             url = f"{mirror.rstrip('/')}/{name}.gz"
             print(f"Downloading {url}", flush=True)
             try:
-                request = Request(url, headers={"User-Agent": "mnist_lightning"})  # some servers refuse urllib's own
+                request = Request(
+                    url, headers={"User-Agent": "mnist_lightning"}
+                )  # some servers refuse urllib's default name
                 with urlopen(request, timeout=TIMEOUT_SECONDS) as response:
                     packed: bytes = response.read(MAX_BYTES)
                 md5 = hashlib.md5(packed, usedforsecurity=False).hexdigest()
@@ -199,6 +201,6 @@ class KMNIST(MNIST):
     source = "KMNIST"
     default_mirrors: ClassVar[list[str]] = [
         "https://codh.rois.ac.jp/kmnist/dataset/kmnist",
-        "http://codh.rois.ac.jp/kmnist/dataset/kmnist",  # the MD5 makes plain http safe enough
+        "http://codh.rois.ac.jp/kmnist/dataset/kmnist",  # http is acceptable, because the MD5 is checked
     ]
     sha256: ClassVar[dict[str, str]] = {}

@@ -27,8 +27,11 @@ def classify(net: nn.Module, images: Any) -> NDArray[np.float32]:
     tensor = torch.as_tensor(images)
     if tensor.shape[1:] not in ((28, 28), (1, 28, 28)):
         raise InputError(f"images must be (N, 28, 28), got {tuple(tensor.shape)}; for pictures, use recognize")
+    is_bytes = tensor.dtype == torch.uint8
+    if not is_bytes and len(tensor) and not (tensor.min() >= 0 and tensor.max() <= 1):
+        raise InputError(f"images must be uint8, or float in [0, 1], got {tensor.dtype} up to {tensor.max():g}")
     values = (value for value in chain(net.parameters(), net.buffers()) if value.is_floating_point())
-    like, scale = next(values, torch.empty(0)), 255 if tensor.dtype == torch.uint8 else 1
+    like, scale = next(values, torch.empty(0)), 255 if is_bytes else 1
     training = [module for module in net.modules() if module.training]
     net.eval()
     try:

@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader
 
 from mnist_lightning.errors import InputError, printable
 from mnist_lightning.files import open_atomic
+from mnist_lightning.models.classify import classify
 from mnist_lightning.pictures.prepare import Box, Found, find_digits
 from mnist_lightning.pictures.read import read_picture, surroundings
 
 FILES_AT_ONCE = 256
 WORTH_A_PROCESS = 500  # files; for fewer, starting it takes longer than reading them
-IMAGES_AT_ONCE = 1024  # in one batch of the network
 SHOWN = 40  # digits in pictures.png
 TABLE, CARDS = "pictures.csv", "pictures.png"
 COLUMNS = ["file", "digit", "confidence", "runner_up", "runner_up_confidence", "left", "top", "right", "bottom"]
@@ -91,28 +91,12 @@ def _classify(net: nn.Module, pictures: Sequence[list[Found] | str]) -> list[lis
     """Classify what is found in each picture; a picture that cannot be read has no digits."""
     lists = [[] if isinstance(found, str) else found for found in pictures]
     images = np.array([digit.pixels for found in lists for digit in found])
-    rows: Iterator[NDArray[np.float32]] = iter(_probabilities(net, images) if len(images) else ())
+    rows: Iterator[NDArray[np.float32]] = iter(classify(net, images) if len(images) else ())
 
     def digit(found: Found, row: NDArray[np.float32]) -> Digit:
         return Digit(int(row.argmax()), float(row.max()), row, found.box, found.pixels)
 
     return [[digit(found, next(rows)) for found in each] for each in lists]
-
-
-def _probabilities(net: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Classify images ``(N, 28, 28)`` and return probabilities ``(N, 10)``."""
-    values = (value for value in chain(net.parameters(), net.buffers()) if value.is_floating_point())
-    like = next(values, torch.empty(0))
-    training = [module for module in net.modules() if module.training]
-    net.eval()
-    try:
-        with torch.no_grad():
-            batches = torch.split(torch.from_numpy(images).unsqueeze(1), IMAGES_AT_ONCE)
-            logits = [net(batch.to(like) / 255).float().cpu() for batch in batches]
-    finally:
-        for module in training:
-            module.training = True
-    return torch.cat(logits).softmax(dim=1).numpy()
 
 
 def recognize_files(net: nn.Module, files: Sequence[str]) -> Iterator[tuple[str, list[Digit] | str]]:
@@ -160,6 +144,7 @@ def write_digits(folder: Path, files: Sequence[str], net: nn.Module) -> Written:
     shown: list[tuple[str, Digit]] = []
     digits = failures = 0
     width = min(60, max((len(printable(file)) for file in files), default=0))
+    folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(), open_atomic(folder / TABLE) as file:
         warnings.filterwarnings("ignore", module="PIL")  # the table reports damaged files
         # A file name that is not UTF-8 keeps its bytes.

@@ -69,7 +69,7 @@ def write_report(
     if history:
         drawn["curves"] = figures.curves(history)
     pngs = {name: figures.png(figure) for name, figure in drawn.items()}
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, png in pngs.items():
         write_atomic(folder / f"{name}.png", png)
     # A file name or a record may hold characters that UTF-8 cannot encode.

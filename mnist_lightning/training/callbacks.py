@@ -1,4 +1,4 @@
-"""Trainer callbacks for what Lightning lacks: the run's record, progress in a log file, and pictures of a test."""
+"""Trainer callbacks for what Lightning lacks: the run's record, progress in a log file, and the report of a test."""
 
 import json
 import math
@@ -27,7 +27,7 @@ PACKAGES = ("mnist-lightning", "torch", "torchvision", "lightning", "torchmetric
 
 
 def versions() -> dict[str, str]:
-    """Return the version of Python and of each package that has a part in a run."""
+    """Return the version of Python and of each package that can change a run's result."""
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
@@ -61,7 +61,7 @@ class RunRecord(Callback):
         return self.earlier_seconds + (0.0 if self.start is None else time.perf_counter() - self.start)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print what is going to be trained, and start the clock: data are loaded, nothing is trained."""
+        """Print the data, the network and the device, and start the clock; loading data is not measured."""
         device = pl_module.device  # asked now: after fit, Lightning has moved the module back to the CPU
         self.device = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
         if trainer.is_global_zero:
@@ -85,11 +85,11 @@ class RunRecord(Callback):
             write_atomic(path, yaml.safe_dump(self.config, sort_keys=False))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the record so far: a run that is killed has no end to write it at."""
+        """Write the record so far, so that a killed run has one too."""
         self._write(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember the best validation accuracy, the first of equals, as the best checkpoint does."""
+        """Remember the best validation accuracy; of equal epochs the first, as for best.ckpt."""
         accuracy = trainer.callback_metrics["val/acc"].item()
         if not trainer.sanity_checking and (self.best_val_acc is None or accuracy > self.best_val_acc):
             self.best_val_acc, self.best_epoch = accuracy, trainer.current_epoch
@@ -155,7 +155,7 @@ class CalmProgressBar(TQDMProgressBar):
 
 
 class EpochLines(ProgressBar):
-    """Progress for a log file: one line per epoch, where a bar would leave thousands of characters."""
+    """Progress for a log file: one line per epoch instead of a progress bar."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class EpochLines(ProgressBar):
 
 
 def gather(parts: list[Tensor], world_size: int) -> NDArray[Any]:
-    """Return the rows of all processes in the data set's order: the loaders deal them out in turn.
+    """Return the rows of all processes in the data set's order: process r of N has r, r + N, and so on.
 
     Args:
         parts: This process's batches of rows.
@@ -254,10 +254,10 @@ class ReportWriter(Callback):
 class ValidationFigures(Callback):
     """Show the validation's confusion matrix and misclassified digits in TensorBoard while a run trains.
 
-    It is off unless added: ``--trainer.callbacks+=ValidationFigures``.
+    Add it with ``--trainer.callbacks+=ValidationFigures``.
 
     Args:
-        every_n_epochs: Draw them after every so many epochs.
+        every_n_epochs: Number of epochs from one drawing to the next.
 
     Raises:
         InputError: If that is below 1.

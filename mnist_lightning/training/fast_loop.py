@@ -1,4 +1,4 @@
-"""Lightning's training epoch loop without the work around an update that has no effect."""
+"""Lightning's training epoch loop without the calls that have no effect."""
 
 import os
 from collections.abc import Callable
@@ -23,7 +23,7 @@ except ImportError:
     _TrainingEpochLoop = object  # type: ignore[assignment, misc]
 
 TESTED_LIGHTNING, TESTED_TORCH = ("2.6.",), ("2.14.", "2.15.")
-# If the module overrides one of these, or a callback an inner one, Lightning's loop runs.
+# Lightning's own loop runs if the module overrides one of these, or a callback one of INNER_HOOKS.
 INNER_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 STEP_HOOKS = ("backward", "optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping")
 MODULE_HOOKS = (*INNER_HOOKS, *STEP_HOOKS, "on_train_batch_start", "on_train_batch_end")
@@ -179,7 +179,7 @@ class FastEpochLoop(_TrainingEpochLoop):
             return result.loss
 
         progress.step.increment_ready()
-        # some optimizers call it under no_grad
+        # Some optimizers call the closure under no_grad.
         optimizer.step(closure=closure if isinstance(optimizer, FusedAdam) else torch.enable_grad()(closure))
         progress.step.increment_completed()
         return {} if result.loss is None else result.asdict()

@@ -1,5 +1,6 @@
 """Train a network: ``fit`` builds Lightning's Trainer, and makes the run folder."""
 
+import inspect
 import shutil
 import sys
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from mnist_lightning.training.callbacks import CalmProgressBar, EpochLines, RunR
 from mnist_lightning.training.fast_loop import use_fast_loop
 from mnist_lightning.training.loggers import HistoryLogger, TensorBoardRunLogger
 from mnist_lightning.training.resume import AtomicCheckpointIO, ResumePoint, seed_all
-from mnist_lightning.training.run import LOG_DIR, Run, all_loggers, as_list, find_checkpoint
+from mnist_lightning.training.run import LOG_DIR, Run, all_loggers, as_list, find_checkpoint, find_last
 
 
 def fit(
@@ -45,26 +46,27 @@ def fit(
     Args:
         model: The classifier.
         data: The data module.
-        seed: Seed of the data's order, dropout and augmentation. The network's first weights are its own matter.
+        seed: Seed of the data's order, dropout and augmentation. It does not set the network's first weights: call
+            ``torch.manual_seed`` before you create the network.
         log_dir: The folder of runs; a relative one is below ``default_root_dir`` if that is given.
         name: The name of the run folder; the next free ``version_N`` by default.
         resume: Continue a run, exactly where its last finished epoch ended: its folder, or ``last`` for the newest.
-        init_from: Start with another run's weights: a run folder or a checkpoint file. Layers of another shape stay
-            as they are.
-        callbacks: Lightning callbacks. A ModelCheckpoint without a folder takes the place of the one that keeps
+        init_from: Start with another run's weights: a run folder or a checkpoint file. Layers with another shape
+            keep their new weights.
+        callbacks: Lightning callbacks. A ModelCheckpoint without a folder replaces the one that saves
             ``best.ckpt``.
         **trainer_kwargs: Other arguments of Lightning's Trainer. Loggers are added to those of the run.
 
     Raises:
-        InputError: If something given cannot be used.
+        InputError: If an argument is invalid.
     """
     log_dir = Path(trainer_kwargs.pop("default_root_dir", None) or "") / log_dir
     last = step = trainer = None
     if resume is not None:
-        last = find_checkpoint(resume, "last", log_dir)
-        if name or init_from or last.name != "last.ckpt":
-            raise InputError(f"resume takes a run folder or 'last', and neither name nor init_from, got {resume}")
-        step = read_checkpoint(last)["global_step"]
+        last = find_last(resume, log_dir)
+        step = read_checkpoint(last).get("global_step")
+        if name or init_from:
+            raise InputError(f"a run that is resumed takes no other name and no init_from, got {name or init_from}")
     if init_from is not None:
         copy_weights(model.net, find_checkpoint(init_from, "best", log_dir))
     with TemporaryDirectory() as scratch:  # fast_dev_run leaves nothing
@@ -78,7 +80,7 @@ def fit(
                 seed_all(seed)
                 trainer.fit(model, datamodule=data, ckpt_path=last)
         except BaseException as error:
-            # Lightning ends the process after Ctrl-C, and a notebook with it.
+            # Lightning raises SystemExit after Ctrl-C, which would end a notebook's kernel.
             raised = KeyboardInterrupt() if isinstance(error, SystemExit) else error
             if is_writer:
                 _note_or_remove(raised, folder, bool(last or (trainer and trainer.current_epoch)))
@@ -115,7 +117,7 @@ def _trainer(folder: Path, seed: int, step: int | None, callbacks: list[Callback
 
 
 def _note_or_remove(error: BaseException, folder: Path, has_results: bool) -> None:
-    """Say how to resume; or remove a new run folder in which no epoch was finished before an error."""
+    """Add a note that says how to resume; or remove a new run folder if an error came in the first epoch."""
     if (folder / "checkpoints" / "last.ckpt").exists() and (has_results or isinstance(error, KeyboardInterrupt)):
         error.add_note(f"To resume: python -m mnist_lightning fit --ckpt_path {folder}")
     elif not has_results:
@@ -125,10 +127,10 @@ def _note_or_remove(error: BaseException, folder: Path, has_results: bool) -> No
 
 
 def claim(log_dir: Path, name: str | None = None) -> Path:
-    """Make and return a new run folder: ``name``, or the next free ``version_N``. No two processes get the same.
+    """Make and return a new run folder: ``name``, or the next free ``version_N``. Two processes never get the same.
 
     Raises:
-        InputError: If it cannot be made, or is there already.
+        InputError: If it cannot be created, or exists.
     """
     if name is not None and (Path(name).name != name or name in ("best", "last")):
         raise InputError(f"a run's name must be one folder name, and not best or last, got {name}")
@@ -166,14 +168,17 @@ def copy_weights(net: nn.Module, path: Path) -> None:
     net.load_state_dict(fits, strict=False)
     fresh = sorted(own.keys() - fits.keys())
     if fresh and getattr(rank_zero_only, "rank", 0) == 0:
-        print(f"Not in {path}, or of another shape, so they start fresh: {', '.join(fresh)}")
+        print(f"Not in {path}, or of another shape, so they keep their new values: {', '.join(fresh)}")
 
 
 def _config(model: DigitClassifier, data: DigitDataModule, seed: int, trainer_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return what ``config.yaml`` says of a run that Python began: the settings of all that has some."""
+    """Return ``config.yaml`` of a run that Python began; what is not plain becomes a text that no parser accepts."""
+    defaults = inspect.signature(DigitClassifier).parameters
+    given = {name: getattr(model, name) for name in ("optimizer", "lr_scheduler") if name not in model.hparams}
+    lost = {name: f"<{value!r}>" for name, value in given.items() if value is not defaults[name].default}
     return {
         "seed_everything": seed,
-        "model": dict(model.hparams),
-        "data": to_settings(data),
+        "model": dict(model.hparams) | lost,
+        "data": to_settings(data, lossy=True),
         "trainer": {name: value for name, value in trainer_kwargs.items() if is_plain(value)},
     }

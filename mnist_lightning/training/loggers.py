@@ -1,10 +1,11 @@
-"""The two loggers of a run: both write into the run folder itself and continue what they find there."""
+"""The two loggers of a run: both write into the run folder and continue the files there."""
 
 import csv
 import io
 import warnings
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class TensorBoardRunLogger(TensorBoardLogger):
 
     Args:
         folder: The run folder.
-        resumed_step: How many updates a resumed run had made; what it logged later is dropped.
+        resumed_step: Number of updates in the checkpoint of a resumed run; later rows are removed.
     """
 
     def __init__(self, folder: Path, resumed_step: int | None = None) -> None:
@@ -60,7 +61,7 @@ class TensorBoardRunLogger(TensorBoardLogger):
         was_training = net.training
         try:
             with warnings.catch_warnings(action="ignore"):
-                self.experiment.add_graph(net.eval(), images)  # with dropout the trace would differ from itself
+                self.experiment.add_graph(net.eval(), images)  # dropout would make two traces differ
         except Exception as error:  # a network that cannot be traced, such as a compiled one, can still be trained
             rank_zero_warn(f"TensorBoard shows no graph of {type(net).__name__}: {str(error).strip().splitlines()[:1]}")
         net.train(was_training)
@@ -79,12 +80,12 @@ class TensorBoardRunLogger(TensorBoardLogger):
 class HistoryLogger(Logger):
     """Write ``metrics.csv``: a row per step that logged anything, a column per metric.
 
-    Lightning's CSVLogger begins anew when a run is resumed, and writes training and validation of an epoch into two
-    rows. This one continues the file it finds.
+    Lightning's CSVLogger overwrites the file when a run is resumed, and writes two rows for training and
+    validation of an epoch. This one continues the file it finds.
 
     Args:
         folder: The run folder.
-        resumed_step: How many updates a resumed run had made; what it logged later is dropped.
+        resumed_step: Number of updates in the checkpoint of a resumed run; later rows are removed.
     """
 
     name = version = ""
@@ -113,7 +114,8 @@ class HistoryLogger(Logger):
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows[step] for step in sorted(self._rows))
-        write_atomic(self.path, text.getvalue())
+        with suppress(PermissionError):  # on Windows, while a spreadsheet shows the file: written in the next epoch
+            write_atomic(self.path, text.getvalue())
 
 
 def read_history(path: Path) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Exact resuming: every epoch can be repeated to the same bits, and last.ckpt is the state between two epochs."""
+"""Exact resuming: each epoch is seeded and can be repeated; last.ckpt is saved between epochs."""
 
 import io
 import random
@@ -15,7 +15,7 @@ from mnist_lightning.files import write_atomic
 
 
 def seed_all(*numbers: int) -> None:
-    """Seed the random numbers of Python, NumPy and torch from some non-negative numbers together."""
+    """Seed Python, NumPy and torch from several non-negative numbers combined."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  an augmentation may use them
@@ -25,9 +25,9 @@ def seed_all(*numbers: int) -> None:
 class ResumePoint(Callback):
     """Save ``last.ckpt`` whenever an epoch begins and when training ends, and seed each epoch.
 
-    An epoch is a function of the weights, the optimizer's state, the seed, the epoch's number and the rank. So a run
-    that was killed repeats the epoch it was in, and ends as if it had not been. ``max_steps`` may end a run inside an
-    epoch: that epoch then counts as done.
+    An epoch is a function of the weights, the optimizer's state, the seed, the epoch's number and the rank. So a
+    killed run repeats its unfinished epoch and ends with the weights of an undisturbed run.
+    ``max_steps`` may end a run inside an epoch: that epoch then counts as completed.
 
     Args:
         path: Where to save.
@@ -38,7 +38,7 @@ class ResumePoint(Callback):
         self.path, self.seed = path, seed
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin a whole epoch. With ``max_steps``, Lightning 2.6 would count one update that is not made."""
+        """Start the epoch from its beginning: with ``max_steps``, Lightning 2.6 would count an extra update."""
         trainer.fit_loop.epoch_loop.restarting = False
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -51,9 +51,9 @@ class ResumePoint(Callback):
         trainer.save_checkpoint(self.path, weights_only=False)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write the loops' state as "so many epochs done, none begun".
+        """Save the loops' state as "N epochs completed, no epoch started".
 
-        Lightning 2.6 would take a state that is saved here for an unfinished epoch, and skip it after a restart.
+        Otherwise Lightning 2.6 takes it for an unfinished epoch, and skips that epoch when it resumes.
         """
         for name, state in checkpoint["loops"]["fit_loop"].items():
             if name.endswith("epoch_progress"):
@@ -65,7 +65,7 @@ class ResumePoint(Callback):
                     state["is_last_batch"] = False
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Tell ModelCheckpoint where its files are now: where the run folder was moved it would forget the best."""
+        """Update ModelCheckpoint's paths: otherwise it forgets the best checkpoint of a run folder that was moved."""
         for callback in trainer.checkpoint_callbacks:
             state = checkpoint["callbacks"].get(callback.state_key)
             if isinstance(callback, ModelCheckpoint) and state and callback.dirpath:

@@ -1,4 +1,4 @@
-"""A run: the folder that ``fit`` leaves, and what its network can do."""
+"""A run: the folder that ``fit`` writes, its data and its trained network."""
 
 import json
 from functools import cached_property
@@ -26,7 +26,7 @@ LOG_DIR = "lightning_logs"
 
 
 class Predictions(NamedTuple):
-    """What a network says of N images."""
+    """A network's predictions for N images."""
 
     digits: NDArray[np.int64]  # (N,)
     confidences: NDArray[np.float32]  # (N,), the probability of each digit
@@ -38,7 +38,7 @@ class Run:
 
     Args:
         folder: The run folder, where results are written.
-        checkpoint: The file that the weights are from; None if nothing was saved.
+        checkpoint: The file that the weights were read from; None if nothing was saved.
         model: The classifier, with these weights.
         data: The data; by default those in the run's ``config.yaml``.
     """
@@ -160,12 +160,12 @@ def _decide(probabilities: NDArray[np.float32]) -> Predictions:
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return a list of what may be None, one thing, or several."""
+    """Return a list of None, one value or several values."""
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def all_loggers(given: Any, own: list[Any]) -> Any:
-    """Return the loggers of a Trainer: our own and those given, or none if False is given."""
+    """Return the Trainer's loggers: the run's and the given ones; none if False is given."""
     return False if given is False else own + [logger for logger in as_list(given) if logger is not True] or False
 
 
@@ -183,7 +183,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def find_checkpoint(path: str | Path | None, which: str, log_dir: str | Path = LOG_DIR) -> Path:
-    """Return the checkpoint file that a path means.
+    """Return the checkpoint file for a path.
 
     Args:
         path: A run folder, a checkpoint file, ``best`` or ``last`` of the newest run, or None for the newest run.
@@ -206,6 +206,18 @@ def find_checkpoint(path: str | Path | None, which: str, log_dir: str | Path = L
     return file
 
 
+def find_last(path: str | Path, log_dir: str | Path = LOG_DIR) -> Path:
+    """Return the ``last.ckpt`` of a run folder, or of the newest run for ``last``.
+
+    Raises:
+        InputError: If there is no such run.
+    """
+    file = find_checkpoint(path, "last", log_dir)
+    if file.name != "last.ckpt" or not (file.parent.parent / "config.yaml").is_file():
+        raise InputError(f"only a run can be resumed: give 'last' or a run folder, got {path}")
+    return file
+
+
 def load_run(
     path: str | Path | None = None,
     *,
@@ -216,8 +228,8 @@ def load_run(
     """Load a run with its best checkpoint, or another one.
 
     A run folder is trusted: its ``config.yaml`` may name any class. A checkpoint file elsewhere is not: it is read as
-    weights and plain values, and may name only networks of torch and of this package. Results of such a file are
-    written to a folder of its name in ``log_dir``.
+    weights and plain values, and may name only networks of torch and of this package. Its results are
+    written to ``<log_dir>/<name of the file>``.
 
     Args:
         path: A run folder, a checkpoint file, or ``best`` or ``last`` of the newest run; by default the newest run.
@@ -230,17 +242,17 @@ def load_run(
     """
     file = find_checkpoint(path, "best", log_dir)
     folder, config = file.parent.parent, {}
-    if (folder / "config.yaml").is_file():
+    if file.parent.name == "checkpoints" and (folder / "config.yaml").is_file():
         config = read_config(folder / "config.yaml")
     else:
-        folder = Path(log_dir) / file.stem
+        folder = Path(log_dir) / file.name
     checkpoint = read_checkpoint(file)
     if net is None:
         own = config.get("model")
         settings = own.get("net") if isinstance(own, dict) else None
         net = from_settings(settings or checkpoint["hyper_parameters"].get("net"), trusted=bool(settings))
         if not isinstance(net, nn.Module):
-            raise InputError(f"{file} does not say which network it is for: in Python, load_run(path, net=...)")
+            raise InputError(f"{file} does not name its network: in Python, load_run(path, net=...)")
     model = DigitClassifier(net)
     load_weights(model, checkpoint, file)
     return Run(folder, file, model, data)
