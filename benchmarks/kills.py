@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,6 @@ def train(command: Sequence[str], seconds: float | None = None) -> bool:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # a process group, so that torchrun's processes are killed with it
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert process.stdout is not None
@@ -53,7 +53,11 @@ def train(command: Sequence[str], seconds: float | None = None) -> bool:
             break
     if seconds is not None and process.poll() is None:
         time.sleep(seconds)
-        os.killpg(process.pid, signal.SIGKILL)
+        workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        process.kill()
+        for worker in workers:  # torchrun's, which would train on without it
+            with suppress(ProcessLookupError):
+                os.kill(int(worker), signal.SIGKILL)
     lines.append(process.communicate()[0])
     if process.returncode not in (0, -signal.SIGKILL):
         sys.exit(f"{' '.join(command)} failed with exit code {process.returncode}:\n{''.join(lines)}")

@@ -31,6 +31,7 @@ def test_a_script_explains_itself(
     assert f"python benchmarks/{script.name}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_recipes_runs_the_debug_config(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run(monkeypatch, ROOT / "benchmarks/recipes.py", str(ROOT / "configs/debug.yaml"), "--seeds", "1")

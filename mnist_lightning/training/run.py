@@ -229,7 +229,7 @@ def load_run(
 
     A run folder is trusted: its ``config.yaml`` may name any class. A checkpoint file elsewhere is not: it is read as
     weights and plain values, and may name only networks of torch and of this package. Its results are
-    written to ``<log_dir>/<name of the file>``.
+    written to ``<log_dir>/<name>.results``.
 
     Args:
         path: A run folder, a checkpoint file, or ``best`` or ``last`` of the newest run; by default the newest run.
@@ -245,7 +245,7 @@ def load_run(
     if file.parent.name == "checkpoints" and (folder / "config.yaml").is_file():
         config = read_config(folder / "config.yaml")
     else:
-        folder = Path(log_dir) / file.name
+        folder = Path(log_dir) / f"{file.stem}.results"
     checkpoint = read_checkpoint(file)
     if net is None:
         own = config.get("model")
