@@ -302,7 +302,7 @@ def test_an_update_makes_few_calls(folder: Path) -> None:
 
 
 CONVOLUTION = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8 * 26 * 26, 10))
-SIZES = [(MLP(), 32, 1), (MLP(), 1024, 8), (MLP((512, 256)), 128, 5), (MLP(), None, 8), (CONVOLUTION, 32, 8)]
+SIZES = [(MLP(), 32, 1), (MLP(), 1024, 6), (MLP((512, 256)), 128, 4), (MLP(), None, 8), (CONVOLUTION, 32, 8)]
 
 
 @pytest.mark.parametrize(("module", "batch_size", "expected"), SIZES)
