@@ -115,9 +115,7 @@ class DigitDataModule(L.LightningDataModule):
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.split_seed))
             num_val = round(len(images) * self.val_fraction)
             if not 0 < num_val < len(images):
-                raise InputError(
-                    f"val_fraction {self.val_fraction} of {len(images)} images leaves a split empty"
-                )
+                raise InputError(f"val_fraction {self.val_fraction} of {len(images)} images leaves a split empty")
             self.train_set = Digits(images, labels, order[num_val:])
             self.val_set = Digits(images, labels, order[:num_val])
         if stage in ("test", "predict", None) and self.test_set is None:
