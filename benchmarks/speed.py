@@ -52,7 +52,7 @@ KERAS = "keras_recipe.py"
 ROWS = {
     "fit": Row("`fit`, everything on", "1", config="default"),
     "library": Row("`fit` in Python, no logger or checkpoint", "1", script="library.py"),
-    "fast": Row("`fit --config configs/fast.yaml`", "all, at most 2", config="fast"),
+    "fast": Row("`fit --config configs/fast.yaml`", "1", config="fast"),
     "jax-scan": Row("JAX, one `lax.scan` per epoch", "all", script="jax_scan.py", packages=("jax", "optax")),
     "keras-jax": Row("Keras on JAX", "all", "", ROOT, KERAS, ("keras", "jax"), {"KERAS_BACKEND": "jax"}),
     "torch-loop": Row("plain torch loop", "all", script="torch_loop.py"),
@@ -191,7 +191,7 @@ def main() -> None:
         rows[name] = ROWS[name]
         if args.old and name in OLD:
             rows[f"{name}-old"] = rows[name]._replace(
-                label=f"{rows[name].label}, {args.old.name}", checkout=args.old.resolve()
+                label=f"{rows[name].label}, {args.old.name}", threads="-", checkout=args.old.resolve()
             )
 
     runs: list[dict[str, Any]] = []

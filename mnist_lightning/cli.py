@@ -55,7 +55,7 @@ CKPT_PATH = (
 IMAGES = "Pictures of digits to read instead of the test images: PNG, JPEG, BMP, GIF, TIFF, WebP, or folders of them."
 NOT_NEWS = re.compile(  # log messages that another line says, or that say nothing useful
     r"💡|Seed set to|GPU available|TPU available: False|Restor(ing|ed all) states|`Trainer.fit` stopped: `max_epochs|"
-    r"Detected KeyboardInterrupt"
+    r"Detected KeyboardInterrupt|Loading `train_dataloader` to estimate"
 )
 NO_WARNING = (  # warnings that the user cannot act on
     r"`isinstance\(treespec, LeafSpec\)` is deprecated|"  # Lightning 2.6 on torch 2.15
