@@ -28,7 +28,7 @@ from mnist_lightning.files import write_atomic
 from mnist_lightning.parsing import PROGRAM, VERBS, FitCLI, look_ahead, parse
 from mnist_lightning.report import text
 from mnist_lightning.training.fit import fit
-from mnist_lightning.training.run import LOG_DIR, Run, as_list, find_checkpoint, find_last, load_run, read_config
+from mnist_lightning.training.run import LOG_DIR, Run, as_list, config_of, find_checkpoint, find_last, load_run
 
 DEBUG_SWITCH = "MNIST_LIGHTNING_DEBUG"
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
@@ -90,8 +90,7 @@ def load(verb: str, args: Sequence[str], **options: dict[str, Any]) -> tuple[Run
     """Return the run that a verb is for, the Trainer's arguments, and the verb's options."""
     known, _ = look_ahead(args)
     file = Path() if {"-h", "--help"} & set(args) else find_checkpoint(known.ckpt_path, "best", known.log_dir)
-    config = file.parent.parent / "config.yaml"
-    parsed = parse(verb, args, read_config(config) if config.is_file() else {}, **options)
+    parsed = parse(verb, args, config_of(file) or {}, **options)
     run = load_run(file, data=parsed.data, log_dir=known.log_dir)
     say(f"Checkpoint: {file}" + ("" if known.ckpt_path else " (the best of the newest run)"))
     return run, trainer_kwargs(parsed.trainer, CommandLine()), parsed

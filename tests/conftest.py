@@ -2,12 +2,15 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.configuration import set_hypothesis_home_dir
+
+from mnist_lightning.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 PLACES = (os.environ.get("MNIST_LIGHTNING_DATA"), ROOT / "../shared/data", ROOT / "data")
@@ -54,3 +57,13 @@ def nothing_left_behind() -> Iterator[None]:
 def files_in(folder: Path) -> set[str]:
     """The path of every file below a folder."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def attempt(call: Callable[..., object], *args: object) -> Any:
+    """What a call returns, or None if it refuses with an InputError of one line; other errors fail the test."""
+    try:
+        return call(*args)
+    except InputError as error:
+        message = str(error)
+    assert message.isprintable()
+    return None

@@ -16,7 +16,7 @@ from conftest import files_in
 from PIL import Image
 from torch import nn
 
-from mnist_lightning import __main__, cli, load_run
+from mnist_lightning import MLP, DigitClassifier, __main__, cli, load_run
 from mnist_lightning.cli import main
 
 FIT = ["fit", "--data", "UCIDigits", "--model.net.hidden_sizes", "[16]"]
@@ -155,6 +155,17 @@ def test_stranger_runs_no_code(folder: Path, capsys: pytest.CaptureFixture[str])
     nested = {"class_path": "torch.nn.Sequential", "init_args": {"x": {"class_path": "os.mkdir"}}}
     assert refused(nested).startswith("os.mkdir is not a class")
     assert files_in(folder) == {"x.ckpt"}
+
+
+def test_settings_beside_a_stranger(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Settings that lie near a checkpoint file are not its run's: they could name any class."""
+    model = DigitClassifier(MLP([2]))
+    Path("config.yaml").write_text("data: {class_path: os.mkdir}\nmodel: {net: {class_path: os.mkdir}}")
+    Path("downloads").mkdir()
+    content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "global_step": 1}
+    torch.save(content, "downloads/x.ckpt")
+    assert "validation accuracy" in run(capsys, "validate", "--ckpt_path", "downloads/x.ckpt", "--data", "UCIDigits")
+    assert files_in(folder) == {"config.yaml", "downloads/x.ckpt"}
 
 
 def test_augmentation_that_cannot_be_read_back(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import attempt
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -26,16 +27,6 @@ JSON: Any = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-
-
-def attempt(call: Any, *args: Any) -> Any:
-    """Return what a call returns, or None if it refuses in one line; any other error fails the test."""
-    try:
-        return call(*args)
-    except InputError as error:
-        message = str(error)
-    assert message.isprintable()
-    return None
 
 
 def checkpoint_bytes(**more: Any) -> bytes:

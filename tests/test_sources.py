@@ -12,12 +12,11 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torchvision
-from conftest import files_in
+from conftest import attempt, files_in
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.trainer.states import TrainerFn
@@ -39,16 +38,6 @@ def refusal(call: Callable[..., object], *args: object) -> str:
         call(*args)
     assert str(error.value).isprintable()
     return str(error.value)
-
-
-def attempt(call: Callable[..., object], *args: object) -> Any:
-    """What a call returns, or None if it raises an InputError of one line."""
-    try:
-        return call(*args)
-    except InputError as error:
-        message = str(error)
-    assert message.isprintable()
-    return None
 
 
 # Files of MNIST's kind

@@ -182,6 +182,12 @@ def read_config(path: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
+def config_of(checkpoint: Path) -> dict[str, Any] | None:
+    """Return the settings of the run that a checkpoint file is part of; None if it lies outside a run folder."""
+    path = checkpoint.parent.parent / "config.yaml"
+    return read_config(path) if checkpoint.parent.name == "checkpoints" and path.is_file() else None
+
+
 def find_checkpoint(path: str | Path | None, which: str, log_dir: str | Path = LOG_DIR) -> Path:
     """Return the checkpoint file for a path.
 
@@ -213,7 +219,7 @@ def find_last(path: str | Path, log_dir: str | Path = LOG_DIR) -> Path:
         InputError: If there is no such run.
     """
     file = find_checkpoint(path, "last", log_dir)
-    if file.name != "last.ckpt" or not (file.parent.parent / "config.yaml").is_file():
+    if file.name != "last.ckpt" or config_of(file) is None:
         raise InputError(f"only a run can be resumed: give 'last' or a run folder, got {path}")
     return file
 
@@ -241,14 +247,11 @@ def load_run(
         InputError: If there is no such run, or its checkpoint cannot be used.
     """
     file = find_checkpoint(path, "best", log_dir)
-    folder, config = file.parent.parent, {}
-    if file.parent.name == "checkpoints" and (folder / "config.yaml").is_file():
-        config = read_config(folder / "config.yaml")
-    else:
-        folder = Path(log_dir) / f"{file.stem}.results"
+    config = config_of(file)
+    folder = Path(log_dir) / f"{file.stem}.results" if config is None else file.parent.parent
     checkpoint = read_checkpoint(file)
     if net is None:
-        own = config.get("model")
+        own = (config or {}).get("model")
         settings = own.get("net") if isinstance(own, dict) else None
         net = from_settings(settings or checkpoint["hyper_parameters"].get("net"), trusted=bool(settings))
         if not isinstance(net, nn.Module):
