@@ -47,13 +47,14 @@ class DigitDataModule(L.LightningDataModule):
     Args:
         batch_size: Images per training update and process.
         eval_batch_size: Images per batch in validation, test and prediction; it does not change the result.
-        val_fraction: Share of the training images used for validation, in (0, 1).
+        val_fraction: Share of the training images used for validation, in [0, 1); with 0 nothing is validated, and the
+            last weights count.
         split_seed: Seed of the train/validation split; the run's seed does not change the split.
         augmentation: Module from float images ``(n, 1, 28, 28)`` to the same, applied in training. It gets up to 2,048
             images at once and should draw its random numbers for each image.
 
     Raises:
-        InputError: If a size is below 1 or the fraction is outside (0, 1).
+        InputError: If a size is below 1 or the fraction is outside [0, 1).
     """
 
     has_test_labels: ClassVar[bool] = True
@@ -70,8 +71,8 @@ class DigitDataModule(L.LightningDataModule):
         for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if size < 1:
                 raise InputError(f"{name} must be at least 1, got {size}")
-        if not 0 < val_fraction < 1:
-            raise InputError(f"val_fraction must be between 0 and 1, got {val_fraction}")
+        if not 0 <= val_fraction < 1:
+            raise InputError(f"val_fraction must be in [0, 1), got {val_fraction}")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.val_fraction = val_fraction
@@ -90,14 +91,16 @@ class DigitDataModule(L.LightningDataModule):
         raise NotImplementedError
 
     def prepare_data(self) -> None:
-        """Refuse to test without labels, before anything is written.
+        """Refuse to test without labels, or to validate without images, before anything is written.
 
         Raises:
-            InputError: If the trainer is about to test, and the test images have no labels.
+            InputError: If the trainer is about to do that.
         """
-        tests = self.trainer is not None and self.trainer.state.fn == TrainerFn.TESTING
-        if tests and not self.has_test_labels:
+        verb = self.trainer.state.fn if self.trainer is not None else None
+        if verb == TrainerFn.TESTING and not self.has_test_labels:
             raise InputError(f"{type(self).__name__} has no labels for its test images: use validate or predict")
+        if verb == TrainerFn.VALIDATING and not self.val_fraction:
+            raise InputError("val_fraction is 0, so there are no validation images: use test")
 
     def verify(self) -> str:
         """Check what ``prepare_data`` would download, but download nothing; return which data these are.
@@ -114,7 +117,7 @@ class DigitDataModule(L.LightningDataModule):
             images, labels = self._tensors("train")
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.split_seed))
             num_val = round(len(images) * self.val_fraction)
-            if not 0 < num_val < len(images):
+            if num_val == len(images) or (num_val == 0 and self.val_fraction):
                 raise InputError(f"val_fraction {self.val_fraction} of {len(images)} images leaves a split empty")
             self.train_set = Digits(images, labels, order[num_val:])
             self.val_set = Digits(images, labels, order[:num_val])
@@ -150,9 +153,9 @@ class DigitDataModule(L.LightningDataModule):
                 seed = None
         return self._loader(self.train_set, self.batch_size, seed, self.augmentation)
 
-    def val_dataloader(self) -> BatchLoader:
-        """Return the validation images in a fixed order."""
-        return self._loader(self.val_set, self.eval_batch_size)
+    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
+        """Return the validation images in a fixed order; no loader if there are none."""
+        return self._loader(self.val_set, self.eval_batch_size) if self.val_fraction else []
 
     def test_dataloader(self) -> BatchLoader:
         """Return the test images in the source's order."""
