@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 from mnist_lightning.files import write_atomic
 from mnist_lightning.report import figures, figures_data
 from mnist_lightning.report.metrics import Images, Labels
+
+VERSIONS = 8  # of each augmented digit
 
 
 def describe(images: Images, labels: Labels | None) -> dict[str, Any]:
@@ -42,12 +44,19 @@ def describe(images: Images, labels: Labels | None) -> dict[str, Any]:
     }
 
 
-def write_description(folder: Path, splits: Mapping[str, tuple[Images, Labels | None]]) -> dict[str, dict[str, Any]]:
+def write_description(
+    folder: Path,
+    splits: Mapping[str, tuple[Images, Labels | None]],
+    augment: Callable[[Images], Images] | None = None,
+) -> dict[str, dict[str, Any]]:
     """Describe each split, and write ``description.json``, ``digit_counts.png``, ``samples.png``, ``mean_digits.png``.
+
+    With an augmentation, also write ``augmented.png``, where people see whether a 6 or a 9 keeps its meaning.
 
     Args:
         folder: The folder to write to; it is made if it is missing.
         splits: Images and labels for each split's name; the samples and mean digits are those of ``training``.
+        augment: From images ``(N, 28, 28)`` to a random version of each.
 
     Returns:
         The result of ``describe`` for each split's name, which is also the content of ``description.json``.
@@ -61,4 +70,19 @@ def write_description(folder: Path, splits: Mapping[str, tuple[Images, Labels | 
     figures.save(figures_data.digit_counts(descriptions), folder / "digit_counts.png")
     figures.save(figures_data.sample_grid(*splits["training"]), folder / "samples.png")
     figures.save(figures_data.mean_digits(*splits["training"]), folder / "mean_digits.png")
+    if augment is None:
+        (folder / "augmented.png").unlink(missing_ok=True)  # of an earlier description
+    else:
+        originals = _examples(*splits["training"])
+        augmented = augment(originals.repeat(VERSIONS, axis=0)).reshape(len(originals), VERSIONS, 28, 28)
+        figures.save(figures_data.augmented_grid(originals, augmented), folder / "augmented.png")
     return descriptions
+
+
+def _examples(images: Images, labels: Labels | None) -> Images:
+    """Return the first image of each of five digits, if possible of those that are most easily taken for another."""
+    if labels is None:
+        return images[:5]
+    digits, first = np.unique(labels, return_index=True)
+    order = np.argsort(~np.isin(digits, (1, 4, 6, 7, 9)), kind="stable")
+    return images[first[order[:5]]]

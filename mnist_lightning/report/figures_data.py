@@ -36,6 +36,23 @@ def sample_grid(images: Images, labels: Labels | None) -> Figure:
     return figure
 
 
+def augmented_grid(originals: Images, augmented: NDArray[np.uint8]) -> Figure:
+    """Draw digits and beside each the versions that training sees.
+
+    Args:
+        originals: ``(N, 28, 28)``.
+        augmented: ``(N, M, 28, 28)``.
+    """
+    columns = 1 + augmented.shape[1]
+    rows = [[original, *versions] for original, versions in zip(originals, augmented, strict=True)]
+    figure, axis = single(8, 0.9 * len(rows) + 0.25)
+    _draw(axis, rows, columns, largest=255)
+    axis.set_xticks([13.5, (28 + GAP) * (columns + 1) / 2 - 1.5], ["original", "augmented"])
+    axis.xaxis.tick_top()
+    axis.axvline(28 + GAP / 2 - 0.5, color=CORRECT, linewidth=2)
+    return figure
+
+
 def mean_digits(images: Images, labels: Labels | None) -> Figure:
     """Draw the mean image of each digit as fractions of white; without labels the mean of all images."""
     groups = [images] if labels is None else [images[labels == digit] for digit in DIGITS]

@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from mnist_lightning.files import write_atomic
-from mnist_lightning.report import figures, figures_confidence
+from mnist_lightning.report import figures, figures_confidence, figures_robustness
 from mnist_lightning.report.metrics import DIGITS, Images, Labels, Probabilities, classification, frequent_mistakes
 from mnist_lightning.report.text import number
 
@@ -27,6 +27,7 @@ def write_report(
     loss: float,
     history: Sequence[Mapping[str, str]],
     record: Mapping[str, Any] | None,
+    robustness: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Write the report of a test: one PNG per figure, ``index.html``, and ``metrics.json`` last.
 
@@ -40,6 +41,7 @@ def write_report(
         loss: The mean cross-entropy in nats.
         history: Rows of the run's ``metrics.csv``; without any, the report has no ``curves.png``.
         record: The content of the run's ``run.json``, if there is one.
+        robustness: The result of ``robustness.robustness``; without it, the report has no ``robustness.png``.
 
     Returns:
         The content of ``metrics.json``, and the PNGs under the names of the figures.
@@ -66,10 +68,15 @@ def write_report(
         "roc": figures_confidence.roc(labels, probabilities),
         "precision_recall": figures_confidence.precision_recall(labels, probabilities),
     }
+    if robustness is not None:
+        metrics["robustness"] = dict(robustness)
+        drawn["robustness"] = figures_robustness.robustness(robustness, metrics["accuracy"])
     if history:
         drawn["curves"] = figures.curves(history)
     pngs = {name: figures.png(figure) for name, figure in drawn.items()}
     folder.mkdir(parents=True, exist_ok=True)
+    if robustness is None:
+        (folder / "robustness.png").unlink(missing_ok=True)  # of an earlier test
     for name, png in pngs.items():
         write_atomic(folder / f"{name}.png", png)
     # A file name or a record may hold characters that UTF-8 cannot encode.

@@ -4,6 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+# After the strengths of a robustness test; noise is a share of white.
+UNITS = {"shift": " px", "rotation": "°", "noise": "", "blur": " px", "stroke": " px"}
+
 
 def fit_table(record: Mapping[str, Any], folder: str) -> str:
     """Return the results of a training run.
@@ -39,6 +42,11 @@ def test_table(metrics: Mapping[str, Any]) -> str:
         wrong = [0 if predicted == digit else count for predicted, count in enumerate(row)]
         mistake = f"{wrong.index(max(wrong))} ({max(wrong)}x)" if any(wrong) else "-"
         lines.append(f"{digit:>5}  {sum(row):>6,}  {accuracy:>17.2%}  {precision:>9.2%}  {f1:>7.2%}  {mistake}")
+    if "robustness" in metrics:
+        lines += ["", "accuracy on changed images"]
+    for kind, accuracies in metrics.get("robustness", {}).items():
+        cells = [f"{strength + UNITS[kind]:>6} {accuracy:>6.1%}" for strength, accuracy in accuracies.items()]
+        lines.append(f"{kind:<8} {'   '.join(cells)}")
     return "\n".join(lines)
 
 
