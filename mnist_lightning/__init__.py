@@ -5,28 +5,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mnist_lightning.classifier import DigitClassifier
+    from mnist_lightning.data.augmentation import Augmentation
     from mnist_lightning.data.base import DigitDataModule
     from mnist_lightning.data.kaggle import Kaggle
     from mnist_lightning.data.torchvision import KMNIST, MNIST, FashionMNIST
     from mnist_lightning.data.uci import UCIDigits
+    from mnist_lightning.models.cnn import CNN
+    from mnist_lightning.models.ensemble import Ensemble
     from mnist_lightning.models.mlp import MLP
     from mnist_lightning.pictures.recognize import recognize
+    from mnist_lightning.schedules import Cosine, OneCycle, Plateau
     from mnist_lightning.training.fit import fit
     from mnist_lightning.training.run import Run, load_run
 
 __version__ = "0.1.0"
 
-__all__ = ["KMNIST", "MLP", "MNIST", "DigitClassifier", "DigitDataModule", "FashionMNIST", "Kaggle", "Run"]
-__all__ += ["UCIDigits", "fit", "load_run", "recognize"]
+__all__ = ["CNN", "KMNIST", "MLP", "MNIST", "Augmentation", "Cosine", "DigitClassifier", "DigitDataModule"]
+__all__ += ["Ensemble", "FashionMNIST", "Kaggle", "OneCycle", "Plateau", "Run", "UCIDigits"]
+__all__ += ["fit", "load_run", "recognize"]
 
 _HOMES = {
     "classifier": ("DigitClassifier",),
+    "data.augmentation": ("Augmentation",),
     "data.base": ("DigitDataModule",),
     "data.kaggle": ("Kaggle",),
     "data.torchvision": ("KMNIST", "MNIST", "FashionMNIST"),
     "data.uci": ("UCIDigits",),
+    "models.cnn": ("CNN",),
+    "models.ensemble": ("Ensemble",),
     "models.mlp": ("MLP",),
     "pictures.recognize": ("recognize",),
+    "schedules": ("Cosine", "OneCycle", "Plateau"),
     "training.fit": ("fit",),
     "training.run": ("Run", "load_run"),
 }

@@ -1,5 +1,6 @@
 """The training recipe as a LightningModule: loss, metrics, optimizer and schedule."""
 
+import inspect
 import warnings
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -10,11 +11,12 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import LinearLR
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from mnist_lightning.errors import InputError
+from mnist_lightning.schedules import Plateau
 from mnist_lightning.settings import from_settings, is_plain, to_settings
 
 Stage = Literal["train", "val", "test"]
@@ -30,9 +32,15 @@ class DigitClassifier(L.LightningModule):
     Args:
         net: Network from float images ``(B, 1, 28, 28)`` in [0, 1] to logits ``(B, 10)``.
         optimizer: Function from the parameters to the optimizer. The default is Adam with Keras's settings.
-        lr_scheduler: Function from the optimizer to the learning rate scheduler; none by default. One that takes
-            ``total_steps``, such as OneCycleLR, gets the run's number of updates, and steps after each.
+        lr_scheduler: Function from the optimizer to the learning rate scheduler, such as OneCycle, Cosine or Plateau;
+            none by default. One that takes ``total_steps`` gets the run's number of updates, and steps after each.
         lr_scheduler_interval: When any other scheduler steps: after each epoch or after each update.
+        label_smoothing: Share of each training label that is spread over all digits (Szegedy et al. 2016), in [0, 1).
+        temperature: What logits are divided by in training, a teacher's too (Hinton et al. 2015). Above 1 it makes the
+            trained network more certain, which undoes what label smoothing does to its confidence.
+
+    Raises:
+        InputError: If a number is out of its range.
     """
 
     train_loss: MeanMetric
@@ -45,8 +53,14 @@ class DigitClassifier(L.LightningModule):
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3, fused=True),
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        label_smoothing: float = 0.0,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise InputError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        if not temperature > 0:
+            raise InputError(f"temperature must be above 0, got {temperature}")
         with warnings.catch_warnings(action="ignore"):  # about the network, which is replaced by its settings below
             self.save_hyperparameters()
         # Only plain values: a checkpoint that holds objects could run code, and weights-only loading refuses it.
@@ -61,6 +75,8 @@ class DigitClassifier(L.LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
+        self.label_smoothing, self.temperature = label_smoothing, temperature
+        self.teachers: list[nn.Module] = []  # in a list: they are neither trained nor saved
         self.lr: float | None = None  # Lightning's LearningRateFinder needs it; it also sets the optimizer's
 
         # validate_args would look at every batch for labels outside 0-9; the data modules checked them once.
@@ -109,20 +125,31 @@ class DigitClassifier(L.LightningModule):
         logits: Tensor = self.net(images)
         return logits
 
-    def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        images, labels = batch  # (B, 1, 28, 28), (B,)
-        logits = self(images)  # (B, 10)
-        if logits.shape != (len(labels), 10):
+    def _logits(self, images: Tensor) -> Tensor:
+        logits: Tensor = self(images)  # (B, 10)
+        if logits.shape != (len(images), 10):
             raise InputError(
-                f"expected logits (B, 10) of the network, got {tuple(logits.shape)} for {len(labels)} images"
+                f"expected logits (B, 10) of the network, got {tuple(logits.shape)} for {len(images)} images"
             )
-        return F.cross_entropy(logits, labels), logits
+        return logits
 
     def _evaluate(self, batch: Batch, stage: Stage) -> Tensor:
-        loss, logits = self._step(batch)
-        getattr(self, f"{stage}_loss").update(loss, weight=len(logits))
-        getattr(self, f"{stage}_acc").update(logits, batch[1])
+        images, labels = batch  # (B, 1, 28, 28), (B,)
+        logits = self._logits(images)
+        getattr(self, f"{stage}_loss").update(F.cross_entropy(logits, labels), weight=len(logits))
+        getattr(self, f"{stage}_acc").update(logits, labels)
         return logits
+
+    def _distance_to_teachers(self, images: Tensor, logits: Tensor) -> Tensor:
+        """Return the teachers' mean divergence from the network, for the same augmented images.
+
+        KL divergence at a temperature, times its square (Hinton et al. 2015, section 2), and no labels (Beyer et al.
+        2022, section 3).
+        """
+        with torch.no_grad():
+            taught = sum((teacher(images) / self.temperature).softmax(dim=1) for teacher in self.teachers)
+        guess = (logits / self.temperature).log_softmax(dim=1)
+        return F.kl_div(guess, taught / len(self.teachers), reduction="batchmean") * self.temperature**2
 
     def _measure_pending(self) -> None:
         losses, logits, labels = zip(*self._pending, strict=True)
@@ -136,15 +163,25 @@ class DigitClassifier(L.LightningModule):
         # A progress bar would show the training metrics of the epoch before.
         self.log_dict(metrics, prog_bar=stage != "train")
 
+    def on_fit_start(self) -> None:
+        """Move the teachers to the device."""
+        for teacher in self.teachers:
+            teacher.to(self.device).eval().requires_grad_(False)
+
     def on_train_epoch_start(self) -> None:
         """Remember the learning rate: the scheduler changes it before the epoch ends."""
         self._epoch_lr = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         self._pending.clear()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the batch's mean cross-entropy."""
-        loss, logits = self._step(batch)
-        self._pending.append((loss.detach(), logits.detach(), batch[1]))
+        """Return the batch's mean cross-entropy, or its divergence from the teachers if there are any."""
+        images, labels = batch  # (B, 1, 28, 28), (B,)
+        logits = self._logits(images)
+        if self.teachers:
+            loss = self._distance_to_teachers(images, logits)
+        else:
+            loss = F.cross_entropy(logits / self.temperature, labels, label_smoothing=self.label_smoothing)
+        self._pending.append((loss.detach(), logits.detach(), labels))
         if len(self._pending) >= self.PENDING:
             self._measure_pending()
         return loss
@@ -199,13 +236,20 @@ class DigitClassifier(L.LightningModule):
             raise InputError(f"an optimizer with fused=True cannot clip gradients in mixed precision: {hint}")
         if scheduler is None:
             return optimizer
-        schedule = {"scheduler": scheduler, "interval": "step" if length else self.lr_scheduler_interval}
-        return {"optimizer": optimizer, "lr_scheduler": schedule | {"monitor": getattr(scheduler, "monitor", None)}}
+        by_step = bool(length) and not isinstance(scheduler, Plateau)
+        schedule = {"scheduler": scheduler, "interval": "step" if by_step else self.lr_scheduler_interval}
+        schedules = [schedule | {"monitor": getattr(scheduler, "monitor", None)}]
+        if isinstance(scheduler, Plateau) and scheduler.warmup_steps:
+            rise = LinearLR(optimizer, start_factor=1 / 25, total_iters=scheduler.warmup_steps)
+            schedules.append({"scheduler": rise, "interval": "step"})
+        return [optimizer], schedules
 
     def _schedule_length(self) -> dict[str, int]:
         """Return the run's number of updates if the schedule takes ``total_steps`` and none is given."""
+        if self.lr_scheduler is None:
+            return {}
         given = getattr(self.lr_scheduler, "keywords", {})  # the command line makes a partial, with every argument
-        asks = "total_steps" in given or getattr(self.lr_scheduler, "func", None) is OneCycleLR
+        asks = "total_steps" in {*given, *inspect.signature(self.lr_scheduler).parameters}
         if not asks or given.get("total_steps") or given.get("epochs"):
             return {}
         return {"total_steps": int(self.trainer.estimated_stepping_batches)}

@@ -10,6 +10,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +23,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_lightning.classifier import read_checkpoint
+from mnist_lightning.data.augmentation import Augmentation, augmented
 from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.errors import InputError, condense, printable
 from mnist_lightning.files import write_atomic
@@ -33,6 +35,8 @@ from mnist_lightning.training.run import LOG_DIR, Run, as_list, config_of, find_
 DEBUG_SWITCH = "MNIST_LIGHTNING_DEBUG"
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 IMAGES = "Pictures of digits to read instead of the test images: PNG, JPEG, BMP, GIF, TIFF, WebP, or folders of them."
+ROBUSTNESS = "Also measure moved, rotated, noisy, blurred, thicker and thinner test images; it takes about 80 tests."
+AUGMENTATION = "Draw augmented digits too: by --data.augmentation, or by the default settings of Augmentation."
 NOT_NEWS = re.compile(  # log messages that another line says, or that say nothing useful
     r"💡|Seed set to|GPU available|TPU available: False|Restor(ing|ed all) states|`Trainer.fit` stopped: `max_epochs|"
     r"Detected KeyboardInterrupt|Loading `train_dataloader` to estimate"
@@ -89,10 +93,12 @@ def trainer_kwargs(settings: Namespace, *callbacks: Callback) -> dict[str, Any]:
 def load(verb: str, args: Sequence[str], **options: dict[str, Any]) -> tuple[Run, dict[str, Any], Namespace]:
     """Return the run that a verb is for, the Trainer's arguments, and the verb's options."""
     known, _ = look_ahead(args)
-    file = Path() if {"-h", "--help"} & set(args) else find_checkpoint(known.ckpt_path, "best", known.log_dir)
-    parsed = parse(verb, args, config_of(file) or {}, **options)
-    run = load_run(file, data=parsed.data, log_dir=known.log_dir)
-    say(f"Checkpoint: {file}" + ("" if known.ckpt_path else " (the best of the newest run)"))
+    paths = [] if {"-h", "--help"} & set(args) else known.ckpt_path or [None]
+    files = [find_checkpoint(path, "best", known.log_dir) for path in paths]
+    parsed = parse(verb, args, (config_of(files[0]) if files else None) or {}, **options)
+    chosen = files if len(files) > 1 else files[0]
+    run = load_run(chosen, data=parsed.data, log_dir=known.log_dir, tta=parsed.tta)
+    say(f"Checkpoint: {', '.join(map(str, files))}" + ("" if known.ckpt_path else " (the best of the newest run)"))
     return run, trainer_kwargs(parsed.trainer, CommandLine()), parsed
 
 
@@ -100,7 +106,7 @@ def _fit(args: Sequence[str]) -> int:
     known, _ = look_ahead(args)
     last = step = None
     if known.ckpt_path is not None:
-        last = find_last(known.ckpt_path, known.log_dir)
+        last = find_last(known.ckpt_path[0], known.log_dir)
         step = read_checkpoint(last).get("global_step")
         args = ["--config", str(last.parent.parent / "config.yaml"), *args]
     cli = FitCLI(args)
@@ -109,7 +115,7 @@ def _fit(args: Sequence[str]) -> int:
     if trainer.get("enable_checkpointing") is not False and not trainer.get("fast_dev_run"):
         trainer["callbacks"].append(made.checkpoint)
     seed = torch.initial_seed() % 2**32 if isinstance(made.seed_everything, bool) else made.seed_everything
-    names = {"name": made.name, "resume": last, "init_from": made.init_from}
+    names = {"name": made.name, "resume": last, "init_from": made.init_from, "teacher": made.teacher}
     run = fit(cli.model, cli.datamodule, seed=seed, **names, **trainer)
     record = run.record
     if not record:
@@ -118,7 +124,7 @@ def _fit(args: Sequence[str]) -> int:
     say(f"\n{text.fit_table(record, str(run.folder))}\n")
     if step == record["global_step"]:
         say(f"Nothing was left to train; to train on, raise --trainer.max_epochs above {record['epochs']}.")
-    if run.checkpoint and run.checkpoint.name == "best.ckpt":
+    if run.checkpoint and run.checkpoint.stem == record["weights"]:
         where = "" if run.folder.parent == Path(LOG_DIR) else f" --ckpt_path {run.folder}"
         say(f"Next: {PROGRAM} {'test' if run.data.has_test_labels else 'predict'}{where}")
     return 0
@@ -132,8 +138,8 @@ def _validate(args: Sequence[str]) -> int:
 
 
 def _test(args: Sequence[str]) -> int:
-    run, trainer, _ = load("test", args)
-    metrics = run.test(**trainer)
+    run, trainer, parsed = load("test", args, robustness={"type": bool, "default": False, "help": ROBUSTNESS})
+    metrics = run.test(robustness=parsed.robustness, **trainer)
     report = run.folder / "report" / "index.html"
     say(f"\n{text.test_table(metrics)}\n\nReport: {report}" if metrics else "fast_dev_run: nothing was written")
     return 0
@@ -158,7 +164,8 @@ def _predict(args: Sequence[str]) -> int:
 
 def _describe(args: Sequence[str]) -> int:
     output = {"type": str, "help": "Folder to write to; lightning_logs/describe_<data> by default."}
-    parsed = parse("describe", args, output=output)
+    draw = {"type": bool, "default": False, "help": AUGMENTATION}
+    parsed = parse("describe", args, output=output, augmentation=draw)
     data: DigitDataModule = parsed.data
     data.prepare_data()
     data.setup()
@@ -166,7 +173,9 @@ def _describe(args: Sequence[str]) -> int:
     from mnist_lightning.report.describe import write_description  # here, since matplotlib imports slowly
 
     folder = Path(parsed.output or f"{LOG_DIR}/describe_{type(data).__name__}")
-    described = write_description(folder, {name: split.arrays() for name, split in splits.items() if split is not None})
+    shown = {name: split.arrays() for name, split in splits.items() if split is not None and len(split)}
+    augment = partial(augmented, data.augmentation or Augmentation()) if parsed.augmentation else None
+    described = write_description(folder, shown, augment)
     say(f"{type(data).__name__}\n\n{text.description_table(described)}\n\nWritten: {folder}/")
     return 0
 

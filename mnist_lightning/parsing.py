@@ -12,8 +12,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from mnist_lightning import models  # noqa: F401  --model.net finds them by name once imported
 from mnist_lightning.classifier import DigitClassifier
-from mnist_lightning.data import kaggle, torchvision, uci  # noqa: F401  --data finds them by name once imported
+from mnist_lightning.data import augmentation, kaggle, torchvision, uci  # noqa: F401  --data finds them by name once imported
 from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.errors import InputError, refusals
 from mnist_lightning.training.callbacks import ValidationFigures  # noqa: F401  --trainer.callbacks finds it by name
@@ -31,11 +32,18 @@ VERBS = {
 OPTIONS = {
     "name": "Name of the run folder in lightning_logs; version_N by default.",
     "ckpt_path": "Resume a run in its own folder, with its own settings: the folder, or last for the newest run.",
+    "teacher": "Learn the probabilities of other trained networks instead of the labels: run folders or files.",
     "init_from": "Start with the weights of another run: its folder, or a checkpoint file.",
 }
 CKPT_PATH = (
     "A run folder (its best checkpoint), a checkpoint file, or best or last of the newest run; the best of the newest "
-    "run by default. The data settings are the run's own unless flags say otherwise."
+    "run by default. The data settings are the run's own unless flags say otherwise. Several runs make an ensemble: "
+    "their probabilities are averaged."
+)
+
+TTA = (
+    "Number of random views of each image to average with the image itself (test-time augmentation). The run's own "
+    "augmentation makes them, or the default one."
 )
 
 
@@ -65,7 +73,8 @@ class FitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the other options, and the defaults."""
         for name, description in OPTIONS.items():
-            parser.add_argument(f"--{name}", type=str | None, default=None, help=description)
+            several: dict[str, Any] = {"nargs": "+"} if name == "teacher" else {}
+            parser.add_argument(f"--{name}", type=str | None, default=None, help=description, **several)
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         best = {"monitor": "val/acc", "mode": "max", "filename": "best", "enable_version_counter": False}
         parser.set_defaults({f"checkpoint.{name}": value for name, value in best.items()})
@@ -99,7 +108,7 @@ class FitCLI(LightningCLI):
 def look_ahead(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Read the flags that choose the run, since the defaults of the other flags come from it; return both."""
     parser = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--ckpt_path")
+    parser.add_argument("--ckpt_path", nargs="+")
     parser.add_argument("-c", "--config", action="append", default=[])
     parser.add_argument("--trainer.default_root_dir", dest="root", default="")
     known, rest = parser.parse_known_args(list(args))
@@ -111,19 +120,22 @@ def parse(verb: str, args: Sequence[str], own: dict[str, Any] | None = None, **o
     """Parse a verb's flags: the data's, with the run's settings as defaults, the Trainer's, and its own."""
     known, rest = look_ahead(args)
     if own is None and known.ckpt_path:
-        raise InputError(f"{verb} takes no --ckpt_path, got {known.ckpt_path}")
+        raise InputError(f"{verb} takes no --ckpt_path, got {' '.join(known.ckpt_path)}")
     parser = LightningArgumentParser(**parser_settings(verb))
     parser.add_argument("--config", type=str, help="A recipe or a run's config.yaml: its data settings are used.")
     parser.add_lightning_class_args(DigitDataModule, "data", subclass_mode=True)
     if own is not None:
-        parser.add_argument("--ckpt_path", type=str, help=CKPT_PATH)
+        parser.add_argument("--ckpt_path", type=str, nargs="+", help=CKPT_PATH)
+        parser.add_argument("--tta", type=int, default=0, help=TTA)
         parser.add_lightning_class_args(Trainer, "trainer")
     for name, option in options.items():
         parser.add_argument(f"--{name}", **option)
     data: dict[str, Any] = {"class_path": "mnist_lightning.MNIST"}
     for config in (own or {}, *(read_config(Path(path)) for path in known.config)):
         data = config.get("data") or data
-    init_args = {name: value for name, value in (data.get("init_args") or {}).items() if name != "augmentation"}
+    init_args = dict(data.get("init_args") or {})
+    if verb != "describe":  # the others do not train
+        init_args.pop("augmentation", None)
     parser.set_defaults({"data": {"class_path": data.get("class_path"), "init_args": init_args}})
     settings = parser.parse_args(rest)
     with refusals():

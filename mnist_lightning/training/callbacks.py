@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ import yaml
 from lightning.pytorch.callbacks import Callback, ProgressBar, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomic
+from mnist_lightning.models.classify import classify
+from mnist_lightning.models.ensemble import TestTimeAugmentation
+from mnist_lightning.models.layers import layer_table
 from mnist_lightning.training.loggers import TensorBoardRunLogger, read_history
 
 PACKAGES = ("mnist-lightning", "torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy")
@@ -75,7 +79,7 @@ class RunRecord(Callback):
                 line += (
                     f"\n{number} processes: {number * data.batch_size} images per update, at the same learning rate."
                 )
-            print(line, flush=True)
+            print(f"{line}\n\n{layer_table(pl_module.net)}\n", flush=True)  # type: ignore[arg-type]
         self.start = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -132,6 +136,8 @@ class RunRecord(Callback):
             "global_step": trainer.global_step,
             "best_val_acc": self.best_val_acc,
             "best_epoch": self.best_epoch,  # counted from 0, as in metrics.csv
+            # The checkpoint that counts: without validation images there is no best one.
+            "weights": "best" if trainer.datamodule.val_fraction else "last",  # type: ignore[attr-defined]
             "num_parameters": _num_parameters(pl_module),
         }
         write_atomic(self.folder / "run.json", json.dumps(record, indent=2) + "\n")
@@ -216,10 +222,11 @@ class ReportWriter(Callback):
     Args:
         folder: The run folder.
         record: The content of its ``run.json``.
+        robustness: Whether to measure changed images too.
     """
 
-    def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
-        self.folder, self.record = folder, record
+    def __init__(self, folder: Path, record: Mapping[str, Any], robustness: bool = False) -> None:
+        self.folder, self.record, self.robustness = folder, record, robustness
         self.metrics: dict[str, Any] = {}
         self._parts: list[Tensor] = []
 
@@ -236,9 +243,17 @@ class ReportWriter(Callback):
             data: DigitDataModule = trainer.datamodule  # type: ignore[attr-defined]
             assert data.test_set is not None
             images, labels = data.test_set.arrays(slice(len(probabilities)))
+            net: nn.Module = pl_module.net  # type: ignore[assignment]
+            changed = None
+            if self.robustness:
+                from mnist_lightning.report.robustness import robustness  # here, since OpenCV takes a while to import
+
+                with trainer.precision_plugin.forward_context():
+                    changed = robustness(partial(classify, net), images, labels)
+            views = f" · {net.views} random views" if isinstance(net, TestTimeAugmentation) else ""
             self.metrics, pngs = write_report(
                 self.folder / "report",
-                title=f"{type(data).__name__} · {self.folder.resolve().name}",
+                title=f"{type(data).__name__} · {self.folder.resolve().name}{views}",
                 dataset=type(data).__name__,
                 images=images,
                 labels=labels,
@@ -246,6 +261,7 @@ class ReportWriter(Callback):
                 loss=trainer.callback_metrics["test/loss"].item(),
                 history=read_history(self.folder / "metrics.csv"),
                 record=self.record or None,
+                robustness=changed,
             )
             _show(trainer, "test", pngs)
         self.metrics = trainer.strategy.broadcast(self.metrics)

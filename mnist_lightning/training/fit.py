@@ -24,7 +24,7 @@ from mnist_lightning.training.callbacks import CalmProgressBar, EpochLines, RunR
 from mnist_lightning.training.fast_loop import use_fast_loop
 from mnist_lightning.training.loggers import HistoryLogger, TensorBoardRunLogger
 from mnist_lightning.training.resume import AtomicCheckpointIO, ResumePoint, seed_all
-from mnist_lightning.training.run import LOG_DIR, Run, all_loggers, as_list, find_checkpoint, find_last
+from mnist_lightning.training.run import LOG_DIR, Run, all_loggers, as_list, find_checkpoint, find_last, load_run
 
 
 def fit(
@@ -36,12 +36,15 @@ def fit(
     name: str | None = None,
     resume: str | Path | None = None,
     init_from: str | Path | None = None,
+    teacher: Any = None,
     callbacks: Sequence[Callback] = (),
     **trainer_kwargs: Any,
 ) -> Run:
     """Train a model, and keep the checkpoint with the best validation accuracy.
 
     Afterwards the model has the best checkpoint's weights, or the last ones if nothing was validated.
+
+    With a teacher, the network learns the teacher's probabilities for the augmented images instead of the labels.
 
     Args:
         model: The classifier.
@@ -53,6 +56,8 @@ def fit(
         resume: Continue a run, exactly where its last finished epoch ended: its folder, or ``last`` for the newest.
         init_from: Start with another run's weights: a run folder or a checkpoint file. Layers with another shape
             keep their new weights.
+        teacher: A trained network, a run folder or a checkpoint file, or a list of these: their probabilities are
+            averaged. They need memory and a forward pass per update, and are not changed.
         callbacks: Lightning callbacks. A ModelCheckpoint without a folder replaces the one that saves
             ``best.ckpt``.
         **trainer_kwargs: Other arguments of Lightning's Trainer. Loggers are added to those of the run.
@@ -69,13 +74,18 @@ def fit(
             raise InputError(f"a run that is resumed takes no other name and no init_from, got {name or init_from}")
     if init_from is not None:
         copy_weights(model.net, find_checkpoint(init_from, "best", log_dir))
+    teachers = as_list(teacher)
+    model.teachers = [
+        each if isinstance(each, nn.Module) else load_run(each, log_dir=log_dir).model.net for each in teachers
+    ]
     with TemporaryDirectory() as scratch:  # fast_dev_run leaves nothing
         is_writer = getattr(rank_zero_only, "rank", 0) == 0  # only rank 0 writes, so only it needs a folder of its own
         root = Path(scratch) if trainer_kwargs.get("fast_dev_run") else log_dir
         folder = last.parent.parent if last else claim(root, name) if is_writer else root / (name or "")
-        record = RunRecord(folder, seed, _config(model, data, seed, trainer_kwargs))
+        record = RunRecord(folder, seed, _config(model, data, seed, teachers, trainer_kwargs))
         try:
-            trainer = _trainer(folder, seed, step, [*as_list(callbacks), record], trainer_kwargs)
+            validates = bool(data.val_fraction)
+            trainer = _trainer(folder, seed, step, [*as_list(callbacks), record], trainer_kwargs, validates)
             with isolate_rng():
                 seed_all(seed)
                 trainer.fit(model, datamodule=data, ckpt_path=last)
@@ -92,15 +102,20 @@ def fit(
         return Run(folder, saved[0] if saved else None, model, data)
 
 
-def _trainer(folder: Path, seed: int, step: int | None, callbacks: list[Callback], given: dict[str, Any]) -> L.Trainer:
+def _trainer(
+    folder: Path, seed: int, step: int | None, callbacks: list[Callback], given: dict[str, Any], validates: bool
+) -> L.Trainer:
     """Return Lightning's Trainer with the callbacks and loggers of a run; ``step`` is where a resumed one begins."""
     if given.get("enable_checkpointing") is not False:
-        callbacks = [*callbacks, ResumePoint(folder / "checkpoints" / "last.ckpt", seed)]
+        # First, so that it saves at the end before EMAWeightAveraging replaces the weights.
+        callbacks = [ResumePoint(folder / "checkpoints" / "last.ckpt", seed), *callbacks]
         best = next((own for own in callbacks if type(own) is ModelCheckpoint and own.dirpath is None), None)
         if best is None:
             best = ModelCheckpoint(monitor="val/acc", mode="max", filename="best", enable_version_counter=False)
             callbacks.append(best)
         best.dirpath = str(folder / "checkpoints")
+        if not validates:
+            callbacks.remove(best)
     has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
     if not has_bar and given.get("enable_progress_bar") is not False:
         callbacks = [*callbacks, CalmProgressBar() if sys.stdout.isatty() else EpochLines()]
@@ -171,13 +186,16 @@ def copy_weights(net: nn.Module, path: Path) -> None:
         print(f"Not in {path}, or of another shape, so they keep their new values: {', '.join(fresh)}")
 
 
-def _config(model: DigitClassifier, data: DigitDataModule, seed: int, trainer_kwargs: dict[str, Any]) -> dict[str, Any]:
+def _config(
+    model: DigitClassifier, data: DigitDataModule, seed: int, teachers: list[Any], trainer_kwargs: dict[str, Any]
+) -> dict[str, Any]:
     """Return ``config.yaml`` of a run that Python began; what is not plain becomes a text that no parser accepts."""
     defaults = inspect.signature(DigitClassifier).parameters
     given = {name: getattr(model, name) for name in ("optimizer", "lr_scheduler") if name not in model.hparams}
     lost = {name: f"<{value!r}>" for name, value in given.items() if value is not defaults[name].default}
     return {
         "seed_everything": seed,
+        "teacher": [f"<{each!r:.80}>" if isinstance(each, nn.Module) else str(each) for each in teachers] or None,
         "model": dict(model.hparams) | lost,
         "data": to_settings(data, lossy=True),
         "trainer": {name: value for name, value in trainer_kwargs.items() if is_plain(value)},

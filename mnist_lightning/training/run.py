@@ -1,6 +1,7 @@
 """A run: the folder that ``fit`` writes, its data and its trained network."""
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +14,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mnist_lightning.classifier import DigitClassifier, load_weights, read_checkpoint
+from mnist_lightning.data.augmentation import Augmentation
 from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.data.kaggle import Kaggle
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import open_atomic
 from mnist_lightning.models.classify import classify
+from mnist_lightning.models.ensemble import Ensemble, TestTimeAugmentation
 from mnist_lightning.settings import from_settings
 from mnist_lightning.training.callbacks import ReportWriter, gather
 from mnist_lightning.training.loggers import TensorBoardRunLogger, read_history
@@ -64,11 +67,7 @@ class Run:
     @property
     def record(self) -> dict[str, Any]:
         """The content of ``run.json``; empty if there is none, or a damaged one."""
-        try:
-            record = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return record if isinstance(record, dict) else {}
+        return read_record(self.folder)
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -92,10 +91,11 @@ class Run:
         accuracy, loss = (trainer.callback_metrics[name].item() for name in ("val/acc", "val/loss"))
         return {"accuracy": accuracy, "loss": loss}
 
-    def test(self, **trainer_kwargs: Any) -> dict[str, Any]:
+    def test(self, *, robustness: bool = False, **trainer_kwargs: Any) -> dict[str, Any]:
         """Measure the test images, and write ``report/``.
 
         Args:
+            robustness: Measure moved, rotated, noisy, blurred, thicker and thinner test images too.
             **trainer_kwargs: Arguments of Lightning's Trainer. With ``fast_dev_run`` nothing is written.
 
         Returns:
@@ -104,7 +104,7 @@ class Run:
         Raises:
             InputError: If the test images have no labels.
         """
-        writer = ReportWriter(self.folder, self.record)
+        writer = ReportWriter(self.folder, self.record, robustness)
         trainer = self._trainer(trainer_kwargs, writer, logs=True)
         trainer.test(self.model, datamodule=self.data, verbose=False)
         return writer.metrics
@@ -169,6 +169,15 @@ def all_loggers(given: Any, own: list[Any]) -> Any:
     return False if given is False else own + [logger for logger in as_list(given) if logger is not True] or False
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's ``run.json``; empty if there is none, or a damaged one."""
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Return the settings in a configuration file.
 
@@ -188,25 +197,32 @@ def config_of(checkpoint: Path) -> dict[str, Any] | None:
     return read_config(path) if checkpoint.parent.name == "checkpoints" and path.is_file() else None
 
 
+def _pick(folder: Path, which: str) -> Path:
+    """Return the checkpoint of a run folder: of a run without validation the last one counts."""
+    best = folder / "checkpoints" / f"{which}.ckpt"
+    return best if best.exists() or read_record(folder).get("weights") != "last" else best.with_name("last.ckpt")
+
+
 def find_checkpoint(path: str | Path | None, which: str, log_dir: str | Path = LOG_DIR) -> Path:
     """Return the checkpoint file for a path.
 
     Args:
         path: A run folder, a checkpoint file, ``best`` or ``last`` of the newest run, or None for the newest run.
-        which: The checkpoint of a run folder, ``best`` or ``last``.
+        which: The checkpoint of a run folder, ``best`` or ``last``. A run without validation has only the last.
         log_dir: The folder of runs.
 
     Raises:
         InputError: If there is no such checkpoint.
     """
     if path in (None, "best", "last"):
-        name = f"{path or which}.ckpt"
-        found = sorted(Path(log_dir).glob(f"*/checkpoints/{name}"), key=lambda file: file.stat().st_mtime_ns)
+        name = str(path or which)
+        files = [_pick(folder.parent, name) for folder in Path(log_dir).glob("*/checkpoints")]
+        found = sorted((file for file in files if file.exists()), key=lambda file: file.stat().st_mtime_ns)
         if not found:
-            raise InputError(f"no run with {name} in {log_dir}: train one first, python -m mnist_lightning fit")
+            raise InputError(f"no run with {name}.ckpt in {log_dir}: train one first, python -m mnist_lightning fit")
         return found[-1]
     assert path is not None
-    file = Path(path) / "checkpoints" / f"{which}.ckpt" if Path(path).is_dir() else Path(path)
+    file = _pick(Path(path), which) if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise InputError(f"no checkpoint at {file}: give a run folder or a checkpoint file")
     return file
@@ -225,27 +241,35 @@ def find_last(path: str | Path, log_dir: str | Path = LOG_DIR) -> Path:
 
 
 def load_run(
-    path: str | Path | None = None,
+    path: str | Path | Sequence[str | Path] | None = None,
     *,
     net: nn.Module | None = None,
     data: DigitDataModule | None = None,
     log_dir: str | Path = LOG_DIR,
+    tta: int = 0,
 ) -> Run:
-    """Load a run with its best checkpoint, or another one.
+    """Load a run with its best checkpoint, or another one; or several runs as one, an ensemble.
 
     A run folder is trusted: its ``config.yaml`` may name any class. A checkpoint file elsewhere is not: it is read as
     weights and plain values, and may name only networks of torch and of this package. Its results are
     written to ``<log_dir>/<name>.results``.
 
     Args:
-        path: A run folder, a checkpoint file, or ``best`` or ``last`` of the newest run; by default the newest run.
+        path: A run folder, a checkpoint file, or ``best`` or ``last`` of the newest run; by default the newest run. A
+            list of these makes an ensemble with the first one's data, and results in ``<log_dir>/<names>.results``.
         net: The network, for a checkpoint that does not say which one it is for.
         data: The data; by default the run's own.
         log_dir: The folder of runs.
+        tta: Number of random views of each image whose probabilities are averaged with the image's own (test-time
+            augmentation). The run's own augmentation makes them, or the default one.
 
     Raises:
         InputError: If there is no such run, or its checkpoint cannot be used.
     """
+    if isinstance(path, Sequence) and not isinstance(path, str):
+        runs = [load_run(each, net=net, data=data, log_dir=log_dir, tta=tta) for each in path]
+        names = "+".join(run.folder.name for run in runs)
+        return Run(Path(log_dir) / f"{names:.100}.results", None, DigitClassifier(Ensemble(runs)), runs[0].data)
     file = find_checkpoint(path, "best", log_dir)
     config = config_of(file)
     folder = Path(log_dir) / f"{file.stem}.results" if config is None else file.parent.parent
@@ -258,4 +282,8 @@ def load_run(
             raise InputError(f"{file} does not name its network: in Python, load_run(path, net=...)")
     model = DigitClassifier(net)
     load_weights(model, checkpoint, file)
+    if tta:
+        settings = ((config or {}).get("data") or {}).get("init_args") or {}
+        augment = from_settings(settings.get("augmentation"), trusted=True) or Augmentation()
+        model.net = TestTimeAugmentation(net, augment, tta)
     return Run(folder, file, model, data)
