@@ -1,9 +1,11 @@
 """Train and test recipes over seeds, and print a table: accuracy as mean and standard deviation, and seconds.
 
-    python benchmarks/recipes.py [CONFIG ...] [--seeds 42 43 44 45 46] [--data_dir data]
+    python benchmarks/recipes.py [CONFIG ...] [--seeds 42 43 44 45 46] [--data_dir data] [--folder DIR] [--all_images]
 
-Each fit is a process of its own. Nothing is chosen by the test accuracy. Kaggle's test images have no labels, so that
-recipe gets none; its data are MNIST in Kaggle's format (see kaggle_csv.py).
+Each fit is a process of its own. Nothing is chosen by the test accuracy. With --all_images each recipe is trained a
+second time, without validation, on all training images. mlp_distilled has the cnn run of the first seed as its
+teacher, and the ensemble is the cnn runs together: name cnn before them. Finished runs in DIR are read, not repeated.
+Kaggle's test images have no labels, so that recipe gets none; its data are MNIST in Kaggle's format (kaggle_csv.py).
 """
 
 import argparse
@@ -14,26 +16,30 @@ import tempfile
 from pathlib import Path
 
 import kaggle_csv
-import yaml
 
-from mnist_lightning import load_run
+from mnist_lightning import Run, load_run
 from mnist_lightning.data.base import DEFAULT_DATA_DIR
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-RECIPES = [CONFIGS / f"{name}.yaml" for name in ("mlp_32_16", "mlp_128", "kaggle", "default", "early_stopping", "fast")]
+NAMES = ("mlp_32_16", "mlp_128", "kaggle", "default", "early_stopping", "fast")
+NAMES += ("cnn_fast", "cnn", "mlp_augmented", "mlp_distilled")
 
 
-def run(config: Path, seed: int, data_dir: str | None, folder: str) -> tuple[float, float, float]:
-    """Train and test once; return validation accuracy, test accuracy (NaN without labels), and seconds."""
-    command = [sys.executable, "-m", "mnist_lightning", "fit", "--config", str(config), "--seed_everything", str(seed)]
-    command += ["--trainer.default_root_dir", folder] + (["--data.data_dir", data_dir] if data_dir else [])
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    trained = load_run(log_dir=Path(folder) / "lightning_logs")
-    accuracy = trained.test()["accuracy"] if trained.data.has_test_labels else float("nan")
-    return trained.record["best_val_acc"], accuracy, trained.record["fit_seconds"]
+def train(config: Path, name: str, seed: int, logs: Path, flags: list[str]) -> Run:
+    """Train a run, unless it is there; return it."""
+    if not (logs / name / "run.json").exists():
+        command = [sys.executable, "-m", "mnist_lightning", "fit", "--config", str(config), "--name", name]
+        command += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(logs.parent), *flags]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return load_run(logs / name)
 
 
-def percent(values: tuple[float, ...]) -> str:
+def test(run: Run) -> float:
+    """Return the test accuracy, NaN without labels.."""
+    return run.test()["accuracy"] if run.data.has_test_labels else float("nan")
+
+
+def percent(values: list[float]) -> str:
     """Format fractions as percent: mean and sample standard deviation."""
     spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.2f}{spread}%"
@@ -41,25 +47,43 @@ def percent(values: tuple[float, ...]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="*", type=Path, default=RECIPES, metavar="CONFIG")
+    every = [CONFIGS / f"{name}.yaml" for name in NAMES]
+    parser.add_argument("configs", nargs="*", type=Path, default=every, metavar="CONFIG")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42, 43, 44, 45, 46], metavar="SEED")
     parser.add_argument("--data_dir", help="folder with MNIST; the recipe's own by default")
+    parser.add_argument("--folder", type=Path, help="folder for the runs; a temporary one by default")
+    parser.add_argument("--all_images", action="store_true", help="train on all 60,000 images too")
     args = parser.parse_args()
 
-    lines = [f"| recipe, {len(args.seeds)} seeds | validation | test | fit, median s |", "|---|---|---|---|"]
-    for config in args.configs:
-        is_kaggle = yaml.safe_load(config.read_text())["data"]["class_path"] == "mnist_lightning.Kaggle"
-        results = []
-        with tempfile.TemporaryDirectory() as csv_dir:
-            if is_kaggle:
-                kaggle_csv.write(args.data_dir or DEFAULT_DATA_DIR, Path(csv_dir))
-            for seed in args.seeds:
-                with tempfile.TemporaryDirectory() as folder:
-                    results.append(run(config, seed, csv_dir if is_kaggle else args.data_dir, folder))
-                print(f"{config.stem}, seed {seed}: validation, test, seconds {results[-1]}", flush=True)
-        validation, test, seconds = zip(*results, strict=True)
-        tested = "-" if is_kaggle else percent(test)
-        lines.append(f"| {config.stem} | {percent(validation)} | {tested} | {statistics.median(seconds):.1f} |")
+    lines = [f"| recipe, {len(args.seeds)} seeds | validation | test | test, all images | fit, median s |"]
+    lines += ["|---|---|---|---|---|"]
+    with tempfile.TemporaryDirectory() as scratch:
+        logs = (args.folder or Path(scratch)).absolute() / "lightning_logs"
+        for config in args.configs:
+            stem, data_dir = config.stem, args.data_dir
+            if stem == "kaggle":
+                kaggle_csv.write(data_dir or DEFAULT_DATA_DIR, Path(scratch))
+                data_dir = scratch
+            flags = ["--data.data_dir", data_dir] if data_dir else []
+            tables: dict[str, list[list[float]]] = {"": []} | ({"_all": []} if args.all_images else {})
+            for kind, results in tables.items():
+                teacher = ["--teacher", str(logs / f"cnn{kind}_{args.seeds[0]}")] if stem == "mlp_distilled" else []
+                own = flags + teacher + (["--data.val_fraction", "0"] if kind else [])
+                for seed in args.seeds:
+                    run = train(config, f"{stem}{kind}_{seed}", seed, logs, own)
+                    record = run.record
+                    results.append([record["best_val_acc"] or float("nan"), test(run), record["fit_seconds"]])
+                    print(f"{stem}{kind}, seed {seed}: validation, test, seconds {results[-1]}", flush=True)
+            validation, tested, seconds = map(list, zip(*tables[""], strict=True))
+            whole = percent([row[1] for row in tables["_all"]]) if args.all_images else "-"
+            lines.append(
+                f"| {stem} | {percent(validation)} | {percent(tested)} | {whole} | {statistics.median(seconds):.1f} |"
+            )
+            if stem == "cnn":
+                runs = {kind: load_run([logs / f"cnn{kind}_{seed}" for seed in args.seeds]) for kind in tables}
+                whole = percent([test(runs["_all"])]) if args.all_images else "-"
+                accuracy = runs[""].validate()["accuracy"]
+                lines.append(f"| ensemble | {percent([accuracy])} | {percent([test(runs[''])])} | {whole} | - |")
     print("\n" + "\n".join(lines))
 
 

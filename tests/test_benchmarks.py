@@ -69,3 +69,22 @@ def test_a_command_is_measured_and_its_failure_shown() -> None:
     assert done.peak_mb > 200
     with pytest.raises(SystemExit, match=r"(?s)failed with exit code 3:.*reason"):
         measure.run([sys.executable, "-c", "import sys; print('the reason', file=sys.stderr); sys.exit(3)"])
+
+
+def test_handwriting_is_drawn_by_seed_and_read_by_place() -> None:
+    import handwriting
+    import numpy as np
+    import torch
+
+    for name in handwriting.DRAWN:
+        first, again, other = (handwriting.drawn(name, 2, seed) for seed in (0, 0, 1))
+        assert [picture.dtype for picture in first.pictures] == [np.uint8] * 2
+        assert all(map(np.array_equal, first.pictures, again.pictures))
+        assert not any(map(np.array_equal, first.pictures, other.pictures))
+    row = handwriting.drawn(handwriting.ROW, 2, 0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+    for parameter in net.parameters():
+        torch.nn.init.zeros_(parameter)  # every digit is read as 0
+    assert handwriting.read(net, row).tolist() == [[0] * 5] * 2
+    row.pictures[0][:, : row.pictures[0].shape[1] // 5] = 255  # the first digit is gone
+    assert handwriting.read(net, row)[0, 0] == -1
