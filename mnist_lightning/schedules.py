@@ -38,6 +38,8 @@ class Cosine(LambdaLR):
     def __init__(self, optimizer: Optimizer, total_steps: int | None = None, warmup: float = 0.05) -> None:
         if total_steps is None:
             raise ValueError("Cosine needs total_steps")
+        if not 0 <= warmup <= 1:
+            raise ValueError(f"warmup must be in [0, 1], got {warmup}")
         rise = warmup * total_steps
 
         def factor(step: int) -> float:
@@ -69,5 +71,7 @@ class Plateau(ReduceLROnPlateau):
         factor: float = 0.3,
         patience: int = 2,
     ) -> None:
+        if not 0 <= warmup <= 1:
+            raise ValueError(f"warmup must be in [0, 1], got {warmup}")
         super().__init__(optimizer, monitor, factor=factor, patience=patience)
         self.warmup_steps = round(warmup * (total_steps or 0))

@@ -12,7 +12,7 @@ LAYERS = [  # each imports only from its own layer and those after it
     {"cli", "parsing", "doctor", "__main__"},
     {"training"},
     {"report", "pictures", "classifier"},
-    {"data", "models", "settings"},
+    {"data", "models", "settings", "schedules"},
     {"files", "errors"},
 ]
 SOME_VERBS = {"cv2", "polars", "sklearn", "jinja2", "tensorboard", "mnist_lightning.report.figures"}

@@ -1,0 +1,156 @@
+"""The networks beyond the plain MLP: sizes, settings, ensembles, test-time augmentation, the table of layers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.special import softmax
+from test_resume import Noise
+from torch import nn
+
+from mnist_lightning import CNN, MLP, Augmentation, DigitClassifier, Ensemble, UCIDigits, fit, load_run
+from mnist_lightning.cli import main
+from mnist_lightning.errors import InputError
+from mnist_lightning.models.ensemble import TestTimeAugmentation
+from mnist_lightning.models.layers import layer_table
+from mnist_lightning.settings import from_settings, to_settings
+
+BYTES, LABELS = UCIDigits().load("test")
+FLOATS = torch.from_numpy(BYTES).unsqueeze(1) / 255
+NETS: list[nn.Module] = [CNN(2, 0.1), MLP([8, 4], 0.0, "GELU", batch_norm=True), MLP([])]
+
+
+def train(net: nn.Module, folder: Path, name: str, augmentation: nn.Module | None = None) -> Any:
+    data = UCIDigits(batch_size=100, augmentation=augmentation)
+    return fit(DigitClassifier(net), data, log_dir=folder, name=name, max_epochs=1, enable_progress_bar=False)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """A CNN with an augmentation of its own settings, and an MLP."""
+    torch.manual_seed(0)
+    logs = tmp_path_factory.mktemp("work") / "lightning_logs"
+    return train(CNN(2), logs, "a", augmentation=Augmentation(shift=5)), train(MLP([8]), logs, "b")
+
+
+@torch.no_grad()
+def probabilities(net: nn.Module, images: torch.Tensor = FLOATS) -> NDArray[np.float64]:
+    return softmax(net.eval()(images).numpy().astype(np.float64), axis=1)
+
+
+def test_parameters() -> None:
+    def count(net: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in net.parameters())
+
+    for width, number in ((32, 288_170), (24, 162_562), (1, None)):
+        sizes = [1, *(width * factor for factor in (1, 1, 2, 2, 4, 4))]
+        by_hand = sum(9 * fan_in * out + 2 * out for fan_in, out in zip(sizes, sizes[1:], strict=False))
+        assert count(CNN(width)) == by_hand + 40 * width + 10 == (number or by_hand + 50)
+    assert count(MLP()) == 109_386
+    assert count(MLP(batch_norm=True)) == 109_386 + 2 * (128 + 64)
+    keys = [f"layers.{number}.{kind}" for number in (1, 4, 7) for kind in ("weight", "bias")]
+    assert list(MLP().state_dict()) == keys  # of checkpoints that users have
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CNN(0), "width must be at least 1, got 0"),
+        (lambda: CNN(dropout=1), r"dropout must be in \[0, 1\), got 1"),
+        (lambda: MLP([8, 0]), r"hidden_sizes must each be at least 1, got \[8, 0\]"),
+        (lambda: Ensemble([]), "an ensemble needs at least one network, got none"),
+        (lambda: TestTimeAugmentation(MLP(), Augmentation(), -1), r"\(tta\) must not be negative, got -1"),
+    ],
+)
+def test_refused(make: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda net: type(net).__name__)
+def test_round_trip(net: nn.Module, tmp_path: Path) -> None:
+    """A network is made again from its settings; a checkpoint alone, and a run folder, give the same outputs."""
+    settings = to_settings(net)
+    again = from_settings(settings)
+    assert str(again) == str(net)
+    assert to_settings(again) == settings
+    run = train(net, tmp_path, "a")
+    assert run.folder.name == "a"
+    loaded = DigitClassifier.load_from_checkpoint(run.checkpoint).net, load_run(run.folder).model.net
+    for other in loaded:
+        np.testing.assert_array_equal(probabilities(other), probabilities(run.model.net))
+
+
+def test_ensemble(runs: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    mean = np.mean([probabilities(net) for net in NETS], axis=0)
+    np.testing.assert_allclose(Ensemble(NETS).eval()(FLOATS).exp().detach(), mean, rtol=0, atol=1e-6)
+    a, b = runs
+    mean = np.mean([probabilities(run.model.net) for run in runs], axis=0)
+    np.testing.assert_allclose(probabilities(Ensemble([a, b.model.net])), mean, rtol=0, atol=1e-6)
+    monkeypatch.chdir(a.folder.parent.parent)
+    both = load_run([a.folder, b.folder], log_dir="lightning_logs")
+    np.testing.assert_allclose(both.predict(BYTES).probabilities, mean, rtol=0, atol=1e-6)
+    assert main(["test", "--ckpt_path", "lightning_logs/a", "lightning_logs/b"]) == 0
+    metrics = json.loads(Path("lightning_logs/a+b.results/report/metrics.json").read_text())
+    assert metrics["accuracy"] == pytest.approx((mean.argmax(axis=1) == LABELS).mean(), abs=1e-12)
+    assert metrics["loss"] == pytest.approx(-np.log(mean[range(360), LABELS]).mean(), rel=1e-5)
+
+
+def test_views(runs: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The views of the run's own augmentation, drawn with seed 0, are averaged with the image."""
+    run = runs[0]
+    np.testing.assert_allclose(
+        probabilities(TestTimeAugmentation(run.model.net, Augmentation(), 0)), probabilities(run.model.net), atol=1e-6
+    )
+    torch.manual_seed(0)
+    views = [FLOATS, *(Augmentation(shift=5)(FLOATS) for _ in range(3))]
+    mean = np.mean([probabilities(run.model.net, view) for view in views], axis=0)
+    net = load_run(run.folder, tta=3).model.net
+    before = torch.get_rng_state()
+    first, again = (probabilities(net) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_allclose(first, mean, rtol=0, atol=1e-6)
+    assert load_run(runs[1].folder, tta=1).model.net.augment.shift == Augmentation().shift
+    monkeypatch.chdir(run.folder.parent.parent)
+    for flags in ([], ["--tta", "2"]):
+        assert main(["predict", "--ckpt_path", "lightning_logs/a", *flags]) == 0
+        table = np.loadtxt(run.folder / "predictions.csv", delimiter=",", skiprows=1)[:, 3:]
+        np.testing.assert_allclose(table, load_run(run.folder, tta=len(flags)).predict(BYTES).probabilities, atol=1e-6)
+    assert main(["test", "--ckpt_path", "lightning_logs/a", "--tta", "2"]) == 0
+    assert "2 random views" in (run.folder / "report/index.html").read_text()
+
+
+def test_views_by_an_augmentation_without_settings(tmp_path: Path) -> None:
+    """config.yaml cannot say how to make it, so the default one is used, or the user is told."""
+    run = train(MLP([8]), tmp_path, "a", augmentation=Noise())
+    try:
+        load_run(run.folder, tta=2).predict(BYTES)
+    except InputError as error:
+        assert "augmentation" in str(error)  # noqa: PT017
+
+
+def test_layer_table() -> None:
+    net = MLP()
+    net.layers[3].eval()
+    modes, before = [module.training for module in net.modules()], torch.get_rng_state()
+    table = [line.split() for line in layer_table(net).splitlines()]
+    assert table == [
+        ["layer", "output", "parameters"],
+        ["Flatten", "784", "0"],
+        ["Linear", "128", "100,480"],
+        ["Linear", "64", "8,256"],
+        ["Linear", "10", "650"],
+    ]
+    assert [module.training for module in net.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), before)
+    cnn = CNN(2)
+    state = {name: value.clone() for name, value in cnn.state_dict().items()}
+    assert "MaxPool2d" in layer_table(cnn)
+    assert "2 x 14 x 14" in layer_table(cnn)
+    torch.testing.assert_close(cnn.state_dict(), state, rtol=0, atol=0)
+    assert not any(module._forward_hooks for module in cnn.modules())
