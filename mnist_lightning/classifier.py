@@ -125,8 +125,9 @@ class DigitClassifier(L.LightningModule):
         logits: Tensor = self.net(images)
         return logits
 
-    def _logits(self, images: Tensor) -> Tensor:
-        logits: Tensor = self(images)  # (B, 10)
+    @staticmethod
+    def _logits(net: nn.Module, images: Tensor) -> Tensor:
+        logits: Tensor = net(images)  # (B, 10)
         if logits.shape != (len(images), 10):
             raise InputError(
                 f"expected logits (B, 10) of the network, got {tuple(logits.shape)} for {len(images)} images"
@@ -135,7 +136,7 @@ class DigitClassifier(L.LightningModule):
 
     def _evaluate(self, batch: Batch, stage: Stage) -> Tensor:
         images, labels = batch  # (B, 1, 28, 28), (B,)
-        logits = self._logits(images)
+        logits = self._logits(self, images)
         getattr(self, f"{stage}_loss").update(F.cross_entropy(logits, labels), weight=len(logits))
         getattr(self, f"{stage}_acc").update(logits, labels)
         return logits
@@ -147,9 +148,10 @@ class DigitClassifier(L.LightningModule):
         2022, section 3).
         """
         with torch.no_grad():
-            taught = sum((teacher(images) / self.temperature).softmax(dim=1) for teacher in self.teachers)
+            answers = [self._logits(teacher, images) / self.temperature for teacher in self.teachers]
+            taught = torch.stack([answer.softmax(dim=1) for answer in answers]).mean(dim=0)
         guess = (logits / self.temperature).log_softmax(dim=1)
-        return F.kl_div(guess, taught / len(self.teachers), reduction="batchmean") * self.temperature**2
+        return F.kl_div(guess, taught, reduction="batchmean") * self.temperature**2
 
     def _measure_pending(self) -> None:
         losses, logits, labels = zip(*self._pending, strict=True)
@@ -166,7 +168,7 @@ class DigitClassifier(L.LightningModule):
     def on_fit_start(self) -> None:
         """Move the teachers to the device."""
         for teacher in self.teachers:
-            teacher.to(self.device).eval().requires_grad_(False)
+            teacher.to(self.device).eval()
 
     def on_train_epoch_start(self) -> None:
         """Remember the learning rate: the scheduler changes it before the epoch ends."""
@@ -176,7 +178,7 @@ class DigitClassifier(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the batch's mean cross-entropy, or its divergence from the teachers if there are any."""
         images, labels = batch  # (B, 1, 28, 28), (B,)
-        logits = self._logits(images)
+        logits = self._logits(self, images)
         if self.teachers:
             loss = self._distance_to_teachers(images, logits)
         else:
@@ -226,8 +228,13 @@ class DigitClassifier(L.LightningModule):
         """
         try:
             optimizer = self.optimizer(self.parameters())
-            length = self._schedule_length()
-            scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer, **length)
+            given = getattr(self.lr_scheduler, "keywords", {})  # the command line makes a partial, with every argument
+            make = self.lr_scheduler
+            asks = make is not None and "total_steps" in {*given, *inspect.signature(make).parameters}
+            length = {}
+            if asks and not (given.get("total_steps") or given.get("epochs")):
+                length = {"total_steps": int(self.trainer.estimated_stepping_batches)}
+            scheduler = None if make is None else make(optimizer, **length)
         except (ValueError, TypeError, OverflowError) as error:
             raise InputError(f"the optimizer or the learning rate scheduler was refused: {error}") from error
         clips = self.trainer.gradient_clip_val and isinstance(self.trainer.precision_plugin, MixedPrecision)
@@ -236,23 +243,13 @@ class DigitClassifier(L.LightningModule):
             raise InputError(f"an optimizer with fused=True cannot clip gradients in mixed precision: {hint}")
         if scheduler is None:
             return optimizer
-        by_step = bool(length) and not isinstance(scheduler, Plateau)
+        by_step = asks and not isinstance(scheduler, Plateau)
         schedule = {"scheduler": scheduler, "interval": "step" if by_step else self.lr_scheduler_interval}
         schedules = [schedule | {"monitor": getattr(scheduler, "monitor", None)}]
         if isinstance(scheduler, Plateau) and scheduler.warmup_steps:
             rise = LinearLR(optimizer, start_factor=1 / 25, total_iters=scheduler.warmup_steps)
             schedules.append({"scheduler": rise, "interval": "step"})
         return [optimizer], schedules
-
-    def _schedule_length(self) -> dict[str, int]:
-        """Return the run's number of updates if the schedule takes ``total_steps`` and none is given."""
-        if self.lr_scheduler is None:
-            return {}
-        given = getattr(self.lr_scheduler, "keywords", {})  # the command line makes a partial, with every argument
-        asks = "total_steps" in {*given, *inspect.signature(self.lr_scheduler).parameters}
-        if not asks or given.get("total_steps") or given.get("epochs"):
-            return {}
-        return {"total_steps": int(self.trainer.estimated_stepping_batches)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Use this run's length for a resumed schedule: max_epochs may have been raised."""

@@ -45,6 +45,7 @@ NO_WARNING = (  # warnings that the user cannot act on
     r"`isinstance\(treespec, LeafSpec\)` is deprecated|"  # Lightning 2.6 on torch 2.15
     r"The number of training batches \(\d+\) is smaller than the logging interval|"  # all is logged per epoch
     r"Checkpoint directory .* exists and is not empty|"  # a run that is resumed
+    r"Total length of `list` across ranks is zero|"  # val_fraction 0: there are no validation images
     r"The `srun` command is available on your system but is not used"  # shown on every machine with SLURM
 )
 

@@ -28,7 +28,7 @@ def to_settings(thing: Any, lossy: bool = False) -> dict[str, Any] | None:
 
     >>> from mnist_lightning import MLP
     >>> to_settings(MLP([32]))["init_args"]
-    {'hidden_sizes': [32], 'dropout': 0.2}
+    {'hidden_sizes': [32], 'dropout': 0.2, 'activation': 'ReLU', 'batch_norm': False}
     """
     arguments: dict[str, Any] = {}
     for base in type(thing).__mro__:

@@ -64,10 +64,17 @@ def test_whole_way(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     number = r"[\d.e+-]+ *"
     epoch = rf"Epoch \d  lr 0.001   train/acc {number}  train/loss {number}  val/acc {number}  val/loss {number}  .* s"
-    assert [bool(re.fullmatch(epoch, line)) for line in lines[1:3]] == [True, True]
+    assert [bool(re.fullmatch(epoch, line)) for line in lines[7:9]] == [True, True]
+    rows = [line.split() for line in lines[2:6]]
+    assert rows == [
+        ["layer", "output", "parameters"],
+        ["Flatten", "784", "0"],
+        ["Linear", "16", "12,560"],
+        ["Linear", "10", "170"],
+    ]
     record = json.loads((folder / "lightning_logs/version_0/run.json").read_text())
-    assert lines[4].startswith(f"Best validation accuracy  {record['best_val_acc']:.2%}")
-    assert lines[5:7] == ["Epochs                    2", "Updates                   72"]
+    assert lines[10].startswith(f"Best validation accuracy  {record['best_val_acc']:.2%}")
+    assert lines[11:13] == ["Epochs                    2", "Updates                   72"]
     assert lines[-1] == "Next: python -m mnist_lightning test"
 
     out = run(capsys, "test")
@@ -197,7 +204,7 @@ def test_augmentation_that_cannot_be_read_back(folder: Path, capsys: pytest.Capt
         ("fit --ckpt_path last", "no run with last.ckpt in lightning_logs: train one first.*"),
         ("fit --data.batch_size abc", r"--data.*batch_size: .*expected int.*abc.*"),
         ("fit --data.batch_size 0", "batch_size must be at least 1, got 0"),
-        ("fit --data.val_fraction 1", "val_fraction must be between 0 and 1, got 1.0"),
+        ("fit --data.val_fraction 1", "val_fraction must be in [0, 1), got 1.0"),
         ("fit --model.net.dropout 1", r"dropout must be in \[0, 1\), got 1.0"),
         ("fit --model.net Nope", ".*--model.*net: .*Nope.*"),
         (

@@ -56,8 +56,8 @@ def fit(
         resume: Continue a run, exactly where its last finished epoch ended: its folder, or ``last`` for the newest.
         init_from: Start with another run's weights: a run folder or a checkpoint file. Layers with another shape
             keep their new weights.
-        teacher: A trained network, a run folder or a checkpoint file, or a list of these: their probabilities are
-            averaged. They need memory and a forward pass per update, and are not changed.
+        teacher: A trained network, a run, its folder or a checkpoint file, or a list of these: their probabilities
+            are averaged. They cost memory and a forward pass per update; their weights do not change.
         callbacks: Lightning callbacks. A ModelCheckpoint without a folder replaces the one that saves
             ``best.ckpt``.
         **trainer_kwargs: Other arguments of Lightning's Trainer. Loggers are added to those of the run.
@@ -75,9 +75,7 @@ def fit(
     if init_from is not None:
         copy_weights(model.net, find_checkpoint(init_from, "best", log_dir))
     teachers = as_list(teacher)
-    model.teachers = [
-        each if isinstance(each, nn.Module) else load_run(each, log_dir=log_dir).model.net for each in teachers
-    ]
+    model.teachers = [_network(each, log_dir) for each in teachers]
     with TemporaryDirectory() as scratch:  # fast_dev_run leaves nothing
         is_writer = getattr(rank_zero_only, "rank", 0) == 0  # only rank 0 writes, so only it needs a folder of its own
         root = Path(scratch) if trainer_kwargs.get("fast_dev_run") else log_dir
@@ -114,8 +112,9 @@ def _trainer(
             best = ModelCheckpoint(monitor="val/acc", mode="max", filename="best", enable_version_counter=False)
             callbacks.append(best)
         best.dirpath = str(folder / "checkpoints")
-        if not validates:
+        if not validates and (best.monitor or "").startswith("val/"):
             callbacks.remove(best)
+            given = given | {"enable_checkpointing": any(isinstance(own, ModelCheckpoint) for own in callbacks)}
     has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
     if not has_bar and given.get("enable_progress_bar") is not False:
         callbacks = [*callbacks, CalmProgressBar() if sys.stdout.isatty() else EpochLines()]
@@ -186,6 +185,12 @@ def copy_weights(net: nn.Module, path: Path) -> None:
         print(f"Not in {path}, or of another shape, so they keep their new values: {', '.join(fresh)}")
 
 
+def _network(teacher: Any, log_dir: Path) -> nn.Module:
+    if isinstance(teacher, nn.Module):
+        return teacher
+    return (teacher if isinstance(teacher, Run) else load_run(teacher, log_dir=log_dir)).model.net
+
+
 def _config(
     model: DigitClassifier, data: DigitDataModule, seed: int, teachers: list[Any], trainer_kwargs: dict[str, Any]
 ) -> dict[str, Any]:
@@ -195,7 +200,7 @@ def _config(
     lost = {name: f"<{value!r}>" for name, value in given.items() if value is not defaults[name].default}
     return {
         "seed_everything": seed,
-        "teacher": [f"<{each!r:.80}>" if isinstance(each, nn.Module) else str(each) for each in teachers] or None,
+        "teacher": [str(each.folder) if isinstance(each, Run) else f"{each!s:.200}" for each in teachers] or None,
         "model": dict(model.hparams) | lost,
         "data": to_settings(data, lossy=True),
         "trainer": {name: value for name, value in trainer_kwargs.items() if is_plain(value)},

@@ -284,6 +284,7 @@ def load_run(
     load_weights(model, checkpoint, file)
     if tta:
         settings = ((config or {}).get("data") or {}).get("init_args") or {}
-        augment = from_settings(settings.get("augmentation"), trusted=True) or Augmentation()
-        model.net = TestTimeAugmentation(net, augment, tta)
+        augment = from_settings(settings.get("augmentation"), trusted=True)
+        own = isinstance(augment, nn.Module)  # not None, and not the text for one without plain settings
+        model.net = TestTimeAugmentation(net, augment if own else Augmentation(), tta)
     return Run(folder, file, model, data)
