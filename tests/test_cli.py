@@ -204,7 +204,7 @@ def test_augmentation_that_cannot_be_read_back(folder: Path, capsys: pytest.Capt
         ("fit --ckpt_path last", "no run with last.ckpt in lightning_logs: train one first.*"),
         ("fit --data.batch_size abc", r"--data.*batch_size: .*expected int.*abc.*"),
         ("fit --data.batch_size 0", "batch_size must be at least 1, got 0"),
-        ("fit --data.val_fraction 1", "val_fraction must be in [0, 1), got 1.0"),
+        ("fit --data.val_fraction 1", r"val_fraction must be in \[0, 1\), got 1.0"),
         ("fit --model.net.dropout 1", r"dropout must be in \[0, 1\), got 1.0"),
         ("fit --model.net Nope", ".*--model.*net: .*Nope.*"),
         (
