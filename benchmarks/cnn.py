@@ -65,7 +65,7 @@ def run(row: Row, precision: str, args: argparse.Namespace) -> list[float]:
         # Lightning's command line reads 1 as 1.0, which means all.
         command += [f"--trainer.limit_train_batches={max(2, args.images // 128)}"]
         command += [f"--trainer.limit_val_batches={max(2, args.images // 4000)}"]
-        command += ["--data.augmentation=null"] if row.augmentation == "none" else []
+        command += ["--data.augmentation=null" if row.augmentation == "none" else "--data.augmentation.stroke=0"]
     more = {"OMP_NUM_THREADS": str(args.threads), "PYTHONPATH": str(ROOT), "KERAS_BACKEND": row.backend}
     with tempfile.TemporaryDirectory() as folder:  # not measure.run: without a terminal, fit prints a line per epoch
         done = subprocess.run(command, env=os.environ | more, cwd=folder, capture_output=True, text=True)
