@@ -35,7 +35,7 @@ from mnist_lightning.training.run import LOG_DIR, Run, as_list, config_of, find_
 DEBUG_SWITCH = "MNIST_LIGHTNING_DEBUG"
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 IMAGES = "Pictures of digits to read instead of the test images: PNG, JPEG, BMP, GIF, TIFF, WebP, or folders of them."
-ROBUSTNESS = "Measure moved, rotated, noisy, blurred, thinner and thicker test images too: it takes as long as 54 tests."
+ROBUSTNESS = "Measure moved, rotated, noisy, blurred, thinner and thicker test images too; as slow as 54 tests."
 AUGMENTATION = "Draw augmented digits too: by --data.augmentation, or by the default settings of Augmentation."
 NOT_NEWS = re.compile(  # log messages that another line says, or that say nothing useful
     r"💡|Seed set to|GPU available|TPU available: False|Restor(ing|ed all) states|`Trainer.fit` stopped: `max_epochs|"
