@@ -132,7 +132,10 @@ def test_settings(content: Any) -> None:
 @pytest.mark.parametrize(
     ("net", "expected"),
     [
-        (MLP([3], dropout=0.1), {"hidden_sizes": [3], "dropout": 0.1}),
+        (
+            MLP([3], dropout=0.1, activation="GELU"),
+            {"hidden_sizes": [3], "dropout": 0.1, "activation": "GELU", "batch_norm": False},
+        ),
         (nn.Linear(784, 10), None),  # device and dtype are not kept
         (nn.Sequential(nn.Flatten()), None),
         (nn.Flatten(2), {"start_dim": 2, "end_dim": -1}),
