@@ -1,6 +1,7 @@
 """The training recipe as a LightningModule: loss, metrics, optimizer and schedule."""
 
 import inspect
+import math
 import warnings
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -232,8 +233,9 @@ class DigitClassifier(L.LightningModule):
             make = self.lr_scheduler
             asks = make is not None and "total_steps" in {*given, *inspect.signature(make).parameters}
             length = {}
-            if asks and not (given.get("total_steps") or given.get("epochs")):
-                length = {"total_steps": int(self.trainer.estimated_stepping_batches)}
+            updates = self.trainer.estimated_stepping_batches if asks else math.inf  # infinite with max_epochs -1
+            if math.isfinite(updates) and not (given.get("total_steps") or given.get("epochs")):
+                length = {"total_steps": int(updates)}
             scheduler = None if make is None else make(optimizer, **length)
         except (ValueError, TypeError, OverflowError) as error:
             raise InputError(f"the optimizer or the learning rate scheduler was refused: {error}") from error

@@ -37,7 +37,7 @@ class Cosine(LambdaLR):
 
     def __init__(self, optimizer: Optimizer, total_steps: int | None = None, warmup: float = 0.05) -> None:
         if total_steps is None:
-            raise ValueError("Cosine needs total_steps")
+            raise ValueError("Cosine needs total_steps, or a run with an end: set max_epochs or max_steps")
         if not 0 <= warmup <= 1:
             raise ValueError(f"warmup must be in [0, 1], got {warmup}")
         rise = warmup * total_steps
@@ -73,5 +73,7 @@ class Plateau(ReduceLROnPlateau):
     ) -> None:
         if not 0 <= warmup <= 1:
             raise ValueError(f"warmup must be in [0, 1], got {warmup}")
+        if warmup and total_steps is None:
+            raise ValueError("a warm-up needs total_steps, or a run with an end: set max_epochs or max_steps")
         super().__init__(optimizer, monitor, factor=factor, patience=patience)
         self.warmup_steps = round(warmup * (total_steps or 0))

@@ -106,6 +106,15 @@ def test_warmup_out_of_range(scheduler: Any, tmp_path: Path) -> None:
             train(tmp_path / "logs", max_epochs=1, model={"lr_scheduler": partial(scheduler, warmup=warmup)})
 
 
+def test_run_without_an_end(tmp_path: Path) -> None:
+    """Only a plateau without a warm-up needs no length."""
+    endless: dict[str, Any] = {"max_epochs": -1, "max_time": {"seconds": 0}}
+    for scheduler in (OneCycle, Cosine, partial(Plateau, warmup=0.1)):
+        with pytest.raises(InputError, match="total_steps"):
+            train(tmp_path / "a", model={"lr_scheduler": scheduler}, **endless)
+    assert train(tmp_path / "b", model={"lr_scheduler": Plateau}, **endless).record["epochs"] <= 1
+
+
 @pytest.mark.slow
 def test_schedule_of_two_processes(tmp_path: Path) -> None:
     flags = ["--model.lr_scheduler", "OneCycle", "--trainer.max_epochs", "2", "--name", "a"]
