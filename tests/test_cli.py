@@ -225,7 +225,7 @@ def test_augmentation_that_cannot_be_read_back(folder: Path, capsys: pytest.Capt
         ),
         (
             "fit --model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr .1 --trainer.max_epochs -1",
-            ".*refused: .*infinity.*",
+            ".*refused: .*total_steps.*",
         ),
         ("fit --trainer.default_root_dir file", "cannot make a run folder in file.lightning_logs: .*"),
         ("fit --name a/b", "a run's name must be one folder name, .* got a/b"),
