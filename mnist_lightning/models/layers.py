@@ -1,10 +1,11 @@
 """The layers of a network, as a table."""
 
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mnist_lightning.models.classify import evaluating
 
 
 @torch.no_grad()
@@ -28,14 +29,11 @@ def layer_table(net: nn.Module) -> str:
 
     leaves = [module for module in net.modules() if not list(module.children())]
     hooks = [module.register_forward_hook(note) for module in leaves]
-    training = [module for module in net.modules() if module.training]
-    like = next(chain(net.parameters(), net.buffers()), torch.empty(0))
     try:
-        net.eval()(torch.zeros(2, 1, 28, 28).to(like))
+        with evaluating(net) as like:
+            net(torch.zeros(2, 1, 28, 28).to(like))
     finally:
         for hook in hooks:
             hook.remove()
-        for module in training:
-            module.training = True
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(f"{name:<{widths[0]}}  {out:<{widths[1]}}  {number:>{widths[2]}}" for name, out, number in rows)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomic
+from mnist_lightning.models.classify import evaluating
 
 HPARAMS_METRICS = ("val/loss", "val/acc")
 
@@ -56,15 +57,11 @@ class TensorBoardRunLogger(TensorBoardLogger):
         net = getattr(model, "net", None)
         if net is None:
             return
-        weight = next(net.parameters(), torch.empty(0))
-        images = torch.zeros(1, 1, 28, 28, device=weight.device, dtype=weight.dtype)
-        was_training = net.training
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                self.experiment.add_graph(net.eval(), images)  # dropout would make two traces differ
+        try:  # in evaluation mode, because dropout would make two traces differ
+            with warnings.catch_warnings(action="ignore"), evaluating(net) as like:
+                self.experiment.add_graph(net, torch.zeros(1, 1, 28, 28).to(like))
         except Exception as error:  # a network that cannot be traced, such as a compiled one, can still be trained
             rank_zero_warn(f"TensorBoard shows no graph of {type(net).__name__}: {str(error).strip().splitlines()[:1]}")
-        net.train(was_training)
 
     def show(self, stage: str, pngs: Mapping[str, bytes], step: int) -> None:
         """Log PNG pictures as ``<stage>/<name>``."""
