@@ -48,7 +48,7 @@ class CNN(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(4 * width, 10),
         )
-        self.to(memory_format=torch.channels_last)  # twice as fast on CPUs and GPUs with bfloat16 units
+        self.to(memory_format=torch.channels_last)  # halves an update in bfloat16 on a CPU with AMX
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits ``(B, 10)`` of float images ``(B, 1, 28, 28)`` in [0, 1]."""

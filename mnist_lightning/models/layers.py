@@ -10,7 +10,7 @@ from mnist_lightning.models.classify import evaluating
 
 @torch.no_grad()
 def layer_table(net: nn.Module) -> str:
-    """Return a table of a network's layers, the shape of what each gives for one image, and its parameters.
+    """Return a table of a network's layers: the shape of their output for one image, and their parameters.
 
     Layers without parameters that keep the shape, such as activations, are left out.
 

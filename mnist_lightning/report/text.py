@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-# After the strengths of a robustness test; noise is a share of white.
+# Units of the strengths in a robustness test; the strength of noise is a share of white.
 UNITS = {"shift": " px", "rotation": "°", "noise": "", "blur": " px", "stroke": " px"}
 
 
