@@ -213,11 +213,25 @@ def _in_reading_order(digits: list[Parts]) -> list[Parts]:
 
 
 def _prepared(ink: Pixels, labels: NDArray[np.int32], digit: Parts, zoom: tuple[float, float]) -> Found:
-    """Crop a digit, scale its longest side to 20 pixels, and centre its mass in 28x28."""
+    """Cut a digit out, without what is not part of it."""
     (left, top, right, bottom), parts = digit
     place = slice(top, bottom), slice(left, right)
     own = labels[place] == parts[0] if len(parts) == 1 else np.isin(labels[place], parts)  # isin takes longer
-    crop = ink[place] * own
+    pixels = centred(ink[place] * own)
+    left, right = (round(int(side) * zoom[0]) for side in (left, right))
+    top, bottom = (round(int(side) * zoom[1]) for side in (top, bottom))
+    return Found(pixels, (left, top, right, bottom))
+
+
+def centred(crop: Pixels) -> Pixels:
+    """Scale a digit's longest side to 20 pixels, and put its centre of mass at the centre of 28x28, as MNIST's are.
+
+    Args:
+        crop: A digit ``(h, w)``, white on black, without a margin.
+
+    Returns:
+        ``(28, 28)``.
+    """
     height, width = crop.shape
     factor = DIGIT_SIDE / max(width, height)
     size = max(1, round(width * factor)), max(1, round(height * factor))
@@ -228,6 +242,4 @@ def _prepared(ink: Pixels, labels: NDArray[np.int32], digit: Parts, zoom: tuple[
     y = min(max(round(SIDE / 2 - mass["m01"] / total), 0), SIDE - size[1])
     pixels = np.zeros((SIDE, SIDE), np.uint8)
     pixels[y : y + size[1], x : x + size[0]] = crop
-    left, right = (round(int(side) * zoom[0]) for side in (left, right))
-    top, bottom = (round(int(side) * zoom[1]) for side in (top, bottom))
-    return Found(pixels, (left, top, right, bottom))
+    return pixels
