@@ -1,4 +1,4 @@
-"""Measure what a start costs beyond importing Lightning: `--help`, `fit --help`, and an argument error.
+"""Measure what a start costs beside importing Lightning: quick answers, the long help, argument errors, `describe`.
 
     python benchmarks/startup.py [--runs 5]
 
@@ -12,26 +12,42 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import measure
 
 LIGHTNING = "import Lightning"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
 PROGRAM = [sys.executable, "-m", "mnist_lightning"]
 COMMANDS = {
     LIGHTNING: [sys.executable, "-c", "import lightning.pytorch; from lightning.pytorch.cli import LightningCLI"],
     "import mnist_lightning": [sys.executable, "-c", "import mnist_lightning"],
-    "--help": [*PROGRAM, "--help"],
-    "fit --help": [*PROGRAM, "fit", "--help"],
-    "fit --nonsense 1": [*PROGRAM, "fit", "--nonsense", "1"],
+    **{
+        line or "no argument": [*PROGRAM, *line.split()]
+        for line in (
+            "",
+            "--version",
+            "fit --help",
+            "fit --epoch 3",
+            "trian",
+            "runs",
+            "fit --help-all",
+            "fit --trainer.epochs 3",
+            "describe --data UCIDigits",
+        )
+    },
 }
+ERRORS = {"fit --epoch 3", "trian", "fit --trainer.epochs 3"}
 
 
 def seconds(name: str) -> tuple[float, float]:
     """Run a command and return the seconds that passed and those of the processor."""
     before, start = os.times(), time.perf_counter()
-    done = subprocess.run(COMMANDS[name], capture_output=True, text=True)
+    with TemporaryDirectory() as folder:  # describe writes there
+        done = subprocess.run(COMMANDS[name], capture_output=True, text=True, cwd=folder, env=ENVIRONMENT)
     passed, after = time.perf_counter() - start, os.times()
-    assert done.returncode == (2 if "nonsense" in name else 0), done.stderr
+    assert done.returncode == (2 if name in ERRORS else 0), done.stderr
     children = (after.children_user - before.children_user) + (after.children_system - before.children_system)
     return passed, children
 

@@ -40,7 +40,7 @@ _REWORDINGS = (
     (r'Parser key "[\w.]+":', ""),
     (r"\.? ?Got value: (Namespace|NestedArg)\(.*", ""),
     (r"\.? Got value: ", ", got "),
-    (r"Expected a dot import path string: (.*)", r"unknown class \1: give one that --help lists, or an import path"),
+    (r"Expected a dot import path string: (.*)", r"unknown class \1: give one that --help-all lists or an import path"),
     (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
     (r"typing\.Literal", "one of "),
     (r"Expected an? ", "expected "),

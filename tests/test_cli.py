@@ -1,8 +1,10 @@
 """The command line: verbs, flags, one-line errors, exit codes, and what it prints."""
 
+import inspect
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +15,11 @@ import pytest
 import torch
 import yaml
 from conftest import files_in
+from lightning.pytorch import Trainer
 from PIL import Image
 from torch import nn
 
-from mnist_lightning import MLP, DigitClassifier, __main__, cli, load_run
+from mnist_lightning import MLP, MNIST, DigitClassifier, __main__, __version__, cli, load_run, usage
 from mnist_lightning.cli import main
 
 FIT = ["fit", "--data", "UCIDigits", "--model.net.hidden_sizes", "[16]"]
@@ -62,9 +65,7 @@ def test_whole_way(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "UCIDigits: 1,150 training and 287 validation images. MLP: 12,730 parameters on cpu. "
         "Run folder: lightning_logs/version_0"
     )
-    number = r"[\d.e+-]+ *"
-    epoch = rf"Epoch \d  lr 0.001   train/acc {number}  train/loss {number}  val/acc {number}  val/loss {number}  .* s"
-    assert [bool(re.fullmatch(epoch, line)) for line in lines[7:9]] == [True, True]
+    assert [line.split("  ")[0] for line in lines[7:9]] == ["Epoch 1/2", "Epoch 2/2"]
     rows = [line.split() for line in lines[2:6]]
     assert rows == [
         ["layer", "output", "parameters"],
@@ -90,11 +91,11 @@ def test_whole_way(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len((folder / "lightning_logs/version_0/predictions.csv").read_text().splitlines()) == 361
 
     out = run(capsys, "fit", "--ckpt_path", "last", "--trainer.max_epochs", "3")
-    assert "Epoch 2 " in out
-    assert "Epoch 1 " not in out
+    assert "Epoch 3/3 " in out
+    assert "Epoch 2/3 " not in out
     assert load_run().record["global_step"] == 108
     out = run(capsys, "fit", "--ckpt_path", "last")
-    assert "Nothing was left to train; to train on, raise --trainer.max_epochs above 3." in out
+    assert "Nothing was left to train; to train on, raise --epochs above 3." in out
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
 
 
@@ -106,12 +107,13 @@ def test_pictures_have_files_of_their_own(folder: Path, capsys: pytest.CaptureFi
     Image.fromarray(np.full((60, 60), 255, np.uint8)).save("none.png")
     run(capsys, "predict")
     before = (folder / "lightning_logs/a/predictions.csv").read_bytes()
-    out = run(capsys, "predict", "--images", "one.png", "none.png", code=1)
+    out = run(capsys, "predict", "one.png", "none.png", code=1)
     assert "none.png" in out
     assert (folder / "lightning_logs/a/predictions.csv").read_bytes() == before
     rows = (folder / "lightning_logs/a/pictures.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["file", "one.png", "none.png"]
     assert "pictures.png" in files_in(folder / "lightning_logs/a")
+    assert "pictures: 1 " in run(capsys, "predict", "--images", "one.png")
 
 
 def test_name_and_init_from(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,8 +200,30 @@ def test_augmentation_that_cannot_be_read_back(folder: Path, capsys: pytest.Capt
     ("args", "message"),
     [
         ("", None),
-        ("fly", "the first argument must be one of fit, validate, test, predict, describe, doctor, got fly"),
+        ("fly", "the first argument must be one of fit, validate, test, predict, describe, doctor, runs, got fly"),
+        ("trian", "the first argument must be .*, got trian; did you mean fit\\?"),
         ("--data X fit", "the first argument must be one of fit, .*, got --data"),
+        ("fit --epoch 3", r"unknown flag --epoch; did you mean --epochs\?"),
+        ("fit --learning_rate=3", r"unknown flag --learning_rate; did you mean --lr\?"),
+        ("fit --modle.net CNN", r"unknown flag --modle.net; did you mean --model.net\?"),
+        ("fit --nonsense 1", "unknown flag --nonsense; python -m mnist_lightning fit --help-all lists all flags"),
+        ("test lightning_logs/a", "unknown argument lightning_logs/a; python -m mnist_lightning test --help shows .*"),
+        ("test --lr 1", "unknown flag --lr; .*"),
+        ("predict --tta 1 a.png", "no run with best.ckpt.*"),
+        ("predict a.png --images b.png", "give pictures before the flags or with --images, not both"),
+        ("fit --trainer.max_epoch 1", r"unknown flag --trainer.max_epoch; did you mean --trainer.max_epochs\?"),
+        ("fit --data.batchsize 3", r"unknown flag --data.batchsize; did you mean --data.batch_size\?"),
+        ("fit --net.hiden_sizes [3]", r"unknown flag --model.net.hiden_sizes; did you mean --model.net.hidden_sizes\?"),
+        ("fit --model.optimizer.lrr 1", r"unknown flag --model.optimizer.lrr; did you mean --model.optimizer.lr\?"),
+        ("fit --net MLPP", r"--model.net: unknown class MLPP; did you mean MLP\?"),
+        ("fit --data FashonMNIST", r"--data: unknown class FashonMNIST; did you mean FashionMNIST\?"),
+        ("fit --model.optimizer Adm", r"--model.optimizer: unknown class Adm; did you mean Adam\?"),
+        (
+            "fit --trainer.max_epochs 1 extra",
+            "unknown argument extra; write --flag value, and pictures before the flags",
+        ),
+        ("runs --sort speed", "argument --sort: invalid choice: 'speed' .*'validation'.*"),
+        ("runs --json extra", "unknown argument extra; .*"),
         ("test", "no run with best.ckpt in lightning_logs: train one first, python -m mnist_lightning fit"),
         ("fit --ckpt_path last", "no run with last.ckpt in lightning_logs: train one first.*"),
         ("fit --data.batch_size abc", r"--data.*batch_size: .*expected int.*abc.*"),
@@ -213,11 +237,10 @@ def test_augmentation_that_cannot_be_read_back(folder: Path, capsys: pytest.Capt
         ),
         ("fit --seed_everything -1", r"--seed_everything must be in \[0, 2\*\*32\), got -1"),
         ("fit --trainer.precision 7", ".*precision.*7.*"),
-        ("fit --trainer.max_epochz 1", ".*--trainer.max_epochz.*"),
         ("fit --data UCIDigits --config nowhere.yaml", ".*nowhere.yaml.*"),
         ("describe --config nowhere.yaml", "cannot read the settings in nowhere.yaml: .*No such file.*"),
         ("describe --output file", ".*file.*"),
-        ("describe --ckpt_path x", "describe takes no --ckpt_path, got x"),
+        ("describe --ckpt_path x", "unknown flag --ckpt_path; .*"),
         ("fit --trainer.accelerator gpu", ".*gpu.*|.*CUDA.*|.*GPU.*"),
         (
             "fit --trainer.precision bf16-mixed --trainer.gradient_clip_val 1",
@@ -237,9 +260,10 @@ def test_one_line_errors(args: str, message: str | None, folder: Path, capsys: p
     (folder / "file").write_text("")
     words = args.split()
     if message is None:
-        assert re.findall(r"^  (\w+) ", run(capsys, *words), re.M) == list(cli.VERBS)
+        verbs = ["fit", "validate", "test", "predict", "describe", "doctor", "runs"]
+        assert re.findall(r"^  (\w+) ", run(capsys, *words), re.M) == verbs
         return
-    if words[0] in ("fit", "describe") and not {"--config", "--ckpt_path"} & set(words):
+    if words[0] in ("fit", "describe") and not {"--config", "--ckpt_path", "FashonMNIST"} & set(words):
         words[1:1] = ["--data", "UCIDigits"]
     assert re.fullmatch(message, refusal(capsys, *words)), refusal(capsys, *words)
     assert files_in(folder) == {"file"}
@@ -281,15 +305,109 @@ def test_describe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(split["num_examples"] for split in described.values()) == 1797
 
 
-def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in cli.VERBS:
-        with pytest.raises(SystemExit) as done:
-            main([verb, "--help"])
-        assert done.value.code == 0
-        out = capsys.readouterr().out
-        assert out.startswith(f"usage: python -m mnist_lightning {verb}")
-        assert len(out.splitlines()) < 700
-    assert "--output" not in out
+def printed(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """What the command line prints before it exits with 0, as a parser does."""
+    with pytest.raises(SystemExit) as done:
+        main(args)
+    assert done.value.code == 0
+    return capsys.readouterr().out
+
+
+def settings(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
+    """The settings of ``fit`` with these arguments."""
+    config: dict[str, Any] = yaml.safe_load(printed(capsys, "fit", *args, "--print_config"))
+    return config
+
+
+@pytest.mark.parametrize("verb", usage.VERBS)
+def test_help_names_the_flags_that_exist(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run(capsys, verb, "--help").splitlines()
+    assert lines[0].startswith(f"usage: python -m mnist_lightning {verb} ")
+    assert (len(lines) <= 40, max(map(len, lines)) <= 100) == (True, True)
+    if verb == "runs":
+        assert run(capsys, verb, "--help-all").splitlines() == lines
+        return
+    everything = printed(capsys, verb, "--help-all")
+    assert everything.split()[:5] == ["usage:", "python", "-m", "mnist_lightning", verb]
+    assert len(everything.splitlines()) < 700
+    real = set(re.findall(r"^  (?:-\w.*, )?--(\w+)", everything, re.M))
+    assert set(re.findall(r"--([\w-]+)", "\n".join(lines))) - set(usage.SHORT) == real - {"help"} | {"help-all"}
+
+
+def test_help_states_the_real_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    def stated(verb: str) -> dict[str, str]:
+        rows = [line for line in run(capsys, verb, "--help").splitlines() if line.startswith("  --")]
+        assert all(line[38:40].isspace() for line in rows)
+        return {line.split()[0]: line[30:40].strip() for line in rows if line[30:40].strip()}
+
+    real = settings(capsys)
+    expected = {
+        "--epochs": str(real["trainer"]["max_epochs"]),
+        "--batch_size": str(real["data"]["init_args"]["batch_size"]),
+        "--lr": str(real["model"]["optimizer"]["init_args"]["lr"]),
+        "--net": real["model"]["net"]["class_path"].removeprefix("mnist_lightning."),
+        "--data": real["data"]["class_path"].removeprefix("mnist_lightning."),
+        "--seed": str(real["seed_everything"]),
+        "--device": real["trainer"]["accelerator"],
+        "--precision": str(Trainer(logger=False, enable_checkpointing=False, accelerator="cpu").precision),
+    }
+    folder = os.environ.get("MNIST_LIGHTNING_DATA") or stated("fit")["--data_dir"]
+    assert inspect.signature(MNIST).parameters["data_dir"].default == folder
+    assert stated("fit") == expected | {"--data_dir": "data"}
+    for verb in ("validate", "test", "predict", "describe", "doctor"):
+        everything = re.sub(r"\s+", " ", printed(capsys, verb, "--help-all"))
+        for flag, default in stated(verb).items():
+            own = re.search(rf" {flag} [A-Z{{].*?default: (\w+)\)", everything)
+            assert (own[1].lower() if own else expected.get(flag, "data")) == default
+    assert [example[0] for example in usage.CLASSES.values()] == ["MLP", "OneCycle", "MNIST", "Augmentation"]
+
+
+def test_short_forms(capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["--epochs=3", "--batch_size", "7", "--lr", "0.02", "--seed", "5", "--net", "CNN", "--net.width=4"]
+    long = ["--trainer.max_epochs=3", "--data.batch_size", "7", "--model.optimizer.lr", "0.02", "--seed_everything"]
+    long += ["5", "--model.net", "mnist_lightning.CNN", "--model.net.width", "4"]
+    assert settings(capsys, *short) == settings(capsys, *long) != settings(capsys)
+    sgd, recipe = ["--model.optimizer", "SGD"], ["--config", str(ROOT / "configs/fast.yaml")]
+    for args in (["--lr", "0.02"], ["--lr=0.02", *sgd], [*sgd, "--lr", "0.02"], [*recipe, "--lr", "0.02"]):
+        assert settings(capsys, *args)["model"]["optimizer"]["init_args"]["lr"] == 0.02
+
+
+def test_names_that_other_packages_use_too(capsys: pytest.CaptureFixture[str]) -> None:
+    import torchvision.ops  # it has an MLP
+
+    assert issubclass(torchvision.ops.MLP, nn.Module)
+    plateau = ["--model.lr_scheduler=ReduceLROnPlateau", "--model.lr_scheduler.monitor", "val/loss"]
+    model = settings(capsys, "--net", "MLP", *plateau, "--name", "MLP")["model"]
+    assert model["net"]["class_path"] == "mnist_lightning.MLP"
+    assert model["lr_scheduler"]["class_path"] == "lightning.pytorch.cli.ReduceLROnPlateau"
+
+
+def test_help_of_a_class(capsys: pytest.CaptureFixture[str]) -> None:
+    for args in (["--net.help"], ["--model.net.help", "MLP"], ["--net.help", "--seed", "1"]):
+        out = printed(capsys, "fit", *args)
+        flags = re.findall(r"^  --model\.net\.(\w+)", out, re.M)
+        assert flags == list(inspect.signature(MLP).parameters)
+        assert out.endswith("--model.net can be MLP, CNN, or any import path.\n")
+    assert "--model.net.width WIDTH" in printed(capsys, "fit", "--net", "CNN", "--net.help")
+    assert re.search(r"--data.batch_size .*--data can be MNIST, ", printed(capsys, "test", "--data.help"), re.S)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    versions = [sys.version.split()[0], torch.__version__.partition("+")[0]]
+    expected = "mnist_lightning {} (Python {}, torch {}, lightning ".format(__version__, *versions)
+    for flag in ("--version", "-V"):
+        assert run(capsys, flag).startswith(expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_during_the_import(number: int, folder: Path) -> None:
+    """It is one line, also if the import turns the interruption into another error, as C++ extensions do."""
+    send = f"import os, time\ntry:\n    os.kill(os.getpid(), {number:d})\n    time.sleep(9)\n"
+    Path("torch.py").write_text(f"{send}except KeyboardInterrupt:\n    raise ImportError('initialization failed')\n")
+    args = [sys.executable, "-m", "mnist_lightning", "describe"]
+    done = subprocess.run(args, capture_output=True, text=True)
+    name = signal.Signals(number).name
+    assert (done.returncode, done.stderr) == (128 + number, f"python -m mnist_lightning: stopped by {name}\n")
 
 
 def test_waiting_threads_sleep(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ import yaml
 from conftest import ROOT
 
 from mnist_lightning import load_run
-from mnist_lightning.cli import FitCLI, main
+from mnist_lightning.cli import main
+from mnist_lightning.parsing import FitCLI
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 

@@ -9,11 +9,11 @@ import pytest
 from conftest import ROOT
 
 LAYERS = [  # each imports only from its own layer and those after it
-    {"cli", "parsing", "doctor", "__main__"},
+    {"cli", "verbs", "parsing", "doctor", "__main__"},
     {"training"},
     {"report", "pictures", "classifier"},
     {"data", "models", "settings", "schedules"},
-    {"files", "errors"},
+    {"files", "errors", "signals", "usage"},
 ]
 SOME_VERBS = {"cv2", "polars", "sklearn", "jinja2", "tensorboard", "mnist_lightning.report.figures"}
 LIFTED = """
@@ -25,13 +25,22 @@ print(*sys.modules)
 import mnist_lightning.models
 print(*sys.modules)
 """
+QUICK = """
+import contextlib, sys
+from mnist_lightning import __main__
+for line in ("", "--help", "-V", "fit --help", "doctor --help", "runs", "trian", "fit --epoch 3", "fit --mdel.x 1"):
+    sys.argv = ["mnist_lightning", *line.split()]
+    with contextlib.redirect_stdout(sys.stderr):
+        __main__.main()
+print(*sys.modules)
+"""
 VERBS = """
 import contextlib, sys
 from lightning.pytorch.cli import LightningCLI
 print(*sys.modules)
 from mnist_lightning.cli import main
 fit = ["fit", "--data", "UCIDigits", "--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "1"]
-for args in (["--help"], ["fit", "--help"], ["fit", "--nonsense", "1"], fit):
+for args in (["fit", "--help-all"], ["fit", "--trainer.nonsense", "1"], fit):
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(sys.stderr):
         main(args)
     print(*sys.modules)
@@ -49,6 +58,13 @@ def test_what_can_be_lifted_out_imports_no_lightning() -> None:
     assert package & {"torch", "lightning", "numpy", "matplotlib"} == set()
     assert report_and_pictures & {"torch", "lightning"} == set()
     assert models & {"torch", "lightning"} == {"torch"}
+
+
+@pytest.mark.usefixtures("folder")
+def test_quick_answers_import_neither_torch_nor_numpy() -> None:
+    (modules,) = modules_after_each_step(QUICK)
+    assert "mnist_lightning.training.runs" in modules
+    assert modules & {"torch", "lightning", "jsonargparse", "numpy", "matplotlib"} == set()
 
 
 @pytest.mark.usefixtures("folder")
@@ -76,4 +92,4 @@ def test_imports_point_one_way_without_a_circle() -> None:
         for target in targets:
             assert layer[name.split(".")[1]] <= layer[target.split(".")[1]], f"{name} imports {target}"
     list(TopologicalSorter(found).static_order())  # it raises CycleError
-    assert "mnist_lightning.training.fit" in found["mnist_lightning.cli"]
+    assert "mnist_lightning.training.fit" in found["mnist_lightning.verbs"]

@@ -24,7 +24,8 @@ from mnist_lightning.training.callbacks import CalmProgressBar, EpochLines, RunR
 from mnist_lightning.training.fast_loop import use_fast_loop
 from mnist_lightning.training.loggers import HistoryLogger, TensorBoardRunLogger
 from mnist_lightning.training.resume import AtomicCheckpointIO, ResumePoint, seed_all
-from mnist_lightning.training.run import LOG_DIR, Run, all_loggers, as_list, find_checkpoint, find_last, load_run
+from mnist_lightning.training.run import Run, all_loggers, as_list, find_checkpoint, find_last, load_run
+from mnist_lightning.training.runs import LOG_DIR
 
 
 def fit(

@@ -1,6 +1,5 @@
 """A run: the folder that ``fit`` writes, its data and its trained network."""
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
-import yaml
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from torch import nn
@@ -24,8 +22,7 @@ from mnist_lightning.models.ensemble import Ensemble, TestTimeAugmentation
 from mnist_lightning.settings import from_settings
 from mnist_lightning.training.callbacks import ReportWriter, gather
 from mnist_lightning.training.loggers import TensorBoardRunLogger, read_history
-
-LOG_DIR = "lightning_logs"
+from mnist_lightning.training.runs import LOG_DIR, read_config, read_json
 
 
 class Predictions(NamedTuple):
@@ -67,7 +64,7 @@ class Run:
     @property
     def record(self) -> dict[str, Any]:
         """The content of ``run.json``; empty if there is none, or a damaged one."""
-        return read_record(self.folder)
+        return read_json(self.folder / "run.json")
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -135,7 +132,9 @@ class Run:
         return recognize(self.model.net, pictures)
 
     def _trainer(self, given: dict[str, Any], *callbacks: Callback, logs: bool = False) -> L.Trainer:
-        loggers = all_loggers(given.pop("logger", None), [TensorBoardRunLogger(self.folder)] if logs else [])
+        step = self.record.get("global_step")
+        own = [TensorBoardRunLogger(self.folder, final_step=step if isinstance(step, int) else 0)] if logs else []
+        loggers = all_loggers(given.pop("logger", None), own)
         quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
         every = [*callbacks, *as_list(given.pop("callbacks", None))]
         return L.Trainer(**quiet | given | {"default_root_dir": self.folder}, callbacks=every, logger=loggers)
@@ -169,28 +168,6 @@ def all_loggers(given: Any, own: list[Any]) -> Any:
     return False if given is False else own + [logger for logger in as_list(given) if logger is not True] or False
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """Return the content of a folder's ``run.json``; empty if there is none, or a damaged one."""
-    try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Return the settings in a configuration file.
-
-    Raises:
-        InputError: If it cannot be read.
-    """
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read the settings in {path}: {' '.join(str(error).split()):.200}") from error
-    return config if isinstance(config, dict) else {}
-
-
 def config_of(checkpoint: Path) -> dict[str, Any] | None:
     """Return the settings of the run that a checkpoint file is part of; None if it lies outside a run folder."""
     path = checkpoint.parent.parent / "config.yaml"
@@ -200,7 +177,8 @@ def config_of(checkpoint: Path) -> dict[str, Any] | None:
 def _pick(folder: Path, which: str) -> Path:
     """Return the checkpoint of a run folder: of a run without validation the last one counts."""
     best = folder / "checkpoints" / f"{which}.ckpt"
-    return best if best.exists() or read_record(folder).get("weights") != "last" else best.with_name("last.ckpt")
+    counts = best.exists() or read_json(folder / "run.json").get("weights") != "last"
+    return best if counts else best.with_name("last.ckpt")
 
 
 def find_checkpoint(path: str | Path | None, which: str, log_dir: str | Path = LOG_DIR) -> Path:
