@@ -1,10 +1,13 @@
 """The library: fit, load_run, Run and recognize, used as in a notebook, a thread, or a Trainer of one's own."""
 
+import io
 import json
 import re
 import subprocess
 import sys
 import threading
+import time
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,9 @@ from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
 
 import mnist_lightning
@@ -25,7 +31,8 @@ from mnist_lightning import MLP, DigitClassifier, UCIDigits, fit, load_run, reco
 from mnist_lightning.cli import main
 from mnist_lightning.errors import InputError
 from mnist_lightning.settings import to_settings
-from mnist_lightning.training.callbacks import ValidationFigures
+from mnist_lightning.training.callbacks import CalmProgressBar, EpochLines, ValidationFigures
+from mnist_lightning.training.loggers import show_pictures
 from mnist_lightning.training.resume import ResumePoint
 
 EVENTS = r"events\.out\.tfevents\..*"
@@ -77,11 +84,75 @@ def test_files_and_record(trained: Any) -> None:
         108,
     )
     assert record["num_parameters"] == 784 * 32 + 32 + 320 + 10
+    settings = {"network": "MLP", "optimizer": "Adam", "lr": 0.001, "lr_scheduler": None, "batch_size": 32}
+    settings |= {"net_arguments": {"hidden_sizes": [32], "dropout": 0.2, "activation": "ReLU", "batch_norm": False}}
+    settings |= {"max_epochs": 3, "augmentation": None}
+    settings["layers"] = ["layer    output  parameters", "Flatten  784              0"]
+    settings["layers"] += ["Linear   32          25,120", "Linear   10             330"]
+    assert {name: record[name] for name in settings} == settings
+    assert record["command"] == f"python -m mnist_lightning fit --config {trained.folder / 'config.yaml'}"
+    assert abs(datetime.fromisoformat(record["started"]).timestamp() - time.time()) < 600
     assert torch.__version__.startswith(record["versions"]["torch"])
     history = trained.history
     assert [row["step"] for row in history] == [35, 71, 107]
     assert set(history[0]) == {"epoch", "step", "lr", "train/acc", "train/loss", "val/acc", "val/loss"}
     assert trained.best_val_acc == pytest.approx(max(row["val/acc"] for row in history))
+
+
+def test_epoch_lines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line per epoch, counted from 1, with the values of metrics.csv; on a terminal a bar below, which is removed."""
+
+    class Pause(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            time.sleep(0.11 * (batch_idx == 5))
+
+    model = DigitClassifier(MLP([8]))
+    for bar in (EpochLines(), CalmProgressBar()):
+        run = fit(model, UCIDigits(), callbacks=[bar, Pause()], max_epochs=10, max_steps=72)
+        out = capsys.readouterr().out
+        lines = [line.split("\r")[-1] for line in out.splitlines() if " train loss " in line]
+        assert [re.sub(r"\d+\.\d s$", "", line) for line in lines] == [
+            f"Epoch {row['epoch'] + 1:>2.0f}/10  train loss {row['train/loss']:.4f} acc {row['train/acc']:6.2%}  "
+            f"val loss {row['val/loss']:.4f} acc {row['val/acc']:6.2%}  "
+            for row in run.history
+        ]
+        drawn = re.findall(r"\rEpoch +(\d)/10 +17% \|.*?\| 6/36  time left: epoch 00:0\d, run 00:\d\d", out)
+        assert drawn == ([] if type(bar) is EpochLines else ["1", "2"])
+        assert "\r" not in lines[0]
+    assert out.split(lines[0])[0].endswith("\r")
+
+
+def events_of(run: Any) -> dict[str, Any]:
+    """The scalars, pictures and hyperparameters in a run's event files, as TensorBoard reads them."""
+    events = EventMultiplexer().AddRunsFromDirectory(str(run.folder)).Reload().GetAccumulator(".")
+    found = {tag: [(each.step, each.value) for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return found | {tag: [each.step for each in events.Images(tag)] for tag in events.Tags()["images"]}
+
+
+def test_tensorboard(folder: Path) -> None:
+    """HPARAMS names what runs differ in, and its metrics are scalars; a test stands at the end of the axis."""
+    run = fit(DigitClassifier(MLP([8])), UCIDigits(), max_epochs=2, enable_progress_bar=False)
+    (file,) = run.folder.glob("events*")
+    content = EventAccumulator(str(file)).Reload().summary_metadata
+    start = HParamsPluginData.FromString(content["_hparams_/session_start_info"].plugin_data.content)
+    experiment = HParamsPluginData.FromString(content["_hparams_/experiment"].plugin_data.content)
+    values = {name: getattr(it, it.WhichOneof("kind")) for name, it in start.session_start_info.hparams.items()}
+    assert values == {
+        **{"architecture": "MLP [8]", "net_hidden_sizes": "[8]", "net_dropout": 0.2},
+        **{"net_activation": "ReLU", "net_batch_norm": False},
+        **{"augmentation": "none", "batch_size": 32, "epochs": 2, "lr": 0.001, "lr_scheduler": "none"},
+        **{"optimizer": "Adam", "seed": 42, "trained_on": "UCIDigits"},
+    }
+    assert [info.name.tag for info in experiment.experiment.metric_infos] == ["val/acc", "val/loss", "test/acc"]
+    accuracy = run.test()["accuracy"]
+    png = io.BytesIO()
+    Image.new("L", (9, 9)).save(png, "png")
+    show_pictures(run.folder, 72, {"photo": png.getvalue()})
+    found = events_of(run)
+    assert found["val/acc"] == [(row["step"], pytest.approx(row["val/acc"])) for row in run.history]
+    assert found["test/acc"] == [(72, pytest.approx(accuracy))]
+    assert found["test/roc"] == found["pictures/photo"] == [72]
+    assert found["epoch"][-1] == (71, 1)
 
 
 def test_readme_example(folder: Path, trained: Any) -> None:
@@ -336,8 +407,6 @@ def test_learning_rate_finder(folder: Path) -> None:
 
 
 def test_validation_figures(folder: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     figures = ValidationFigures(every_n_epochs=2)
     run = fit(DigitClassifier(MLP([8])), UCIDigits(), callbacks=[figures], max_epochs=2, enable_progress_bar=False)
     run.test()

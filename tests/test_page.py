@@ -1,4 +1,5 @@
 import base64
+import io
 import json
 import os
 import re
@@ -9,16 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from mnist_lightning.data.torchvision import FashionMNIST
 from mnist_lightning.report.metrics import frequent_mistakes
-from mnist_lightning.report.page import write_report
+from mnist_lightning.report.page import index_html, write_report
 
 HOSTILE = "<script>alert('MNIST')</script>"
-RECORD = {"dataset": HOSTILE, "epochs": 3, "global_step": 1234, "best_val_acc": 0.98765, "seed": None}
+RECORD = {"dataset": HOSTILE, "epochs": 3, "global_step": 1234, "best_val_acc": 0.98765, "best_epoch": 2, "seed": None}
+NEW = {"network": "MLP", "net_arguments": {"hidden_sizes": [32], "dropout": 0.2}, "lr": 0.001}
+NEW |= {"started": "2026-11-26T17:41:12+00:00", "layers": ["layer  output", "Linear 10"], "command": HOSTILE}
 HISTORY = [{"epoch": str(epoch), "step": str(epoch), "train/acc": "0.5", "val/acc": "0.6"} for epoch in range(3)]
 
 
@@ -39,12 +44,15 @@ def test_page_needs_no_other_file_and_shows_every_figure(report: tuple[Path, Any
     without_figures = re.sub(r"base64,[A-Za-z0-9+/=]+", "", html)
     assert not re.search(r"https?:|//|@import|url\(|<script|<iframe", without_figures)
     assert {link.strip("#") for link in re.findall(r'href="(#\w+)"', html)} == set(re.findall(r' id="(\w+)"', html))
-    shown = re.findall(r'<img src="data:image/png;base64,([^"]*)" alt="[^"]{20,}">', html)
-    expected = [png for name, png in report[2].items() if name not in ("per_digit", "confused_pairs")]  # tables instead
-    assert [base64.b64decode(image) for image in shown] == expected
+    plots = re.findall(r'<img class="plot" src="data:image/svg\+xml;base64,([^"]*)" alt="[^"]{20,}">', html)
+    assert ["<svg" in base64.b64decode(plot).decode() for plot in plots] == [True] * 8
+    tiles = re.findall(r'<img src="data:image/png;base64,([^"]*)" alt="true \d, predicted \d">', html)
+    assert len(tiles) == min(round(997 * (1 - report[1]["accuracy"])), 40) + 40
+    assert {Image.open(io.BytesIO(base64.b64decode(tile))).size for tile in tiles} == {(28, 28)}
+    assert len(html) < 2_000_000
     assert re.findall(r"<h2[^>]*>(.*?)</h2>", html) == [
         *("Metrics per digit", "Most frequent mistakes", "Confusion matrix", "Misclassified and sample images"),
-        *("Confidence and calibration", "ROC and precision-recall curves", "Training curves", "Run"),
+        *("Confidence and calibration", "ROC and precision-recall curves", "Training curves", "The run"),
     ]
 
 
@@ -56,7 +64,7 @@ def test_page_shows_the_metrics_and_escapes_text(report: tuple[Path, dict[str, A
         **{f"{name} (macro)": f"{result[f'{name.lower()}_macro']:.2%}" for name in ("F1", "precision", "recall")},
         **{"AUROC (macro)": f"{result['auroc_macro']:.4f}", "calibration error (ECE)": f"{result['ece']:.2%}"},
         **{"wrong of 997 images": str(round(997 * (1 - result["accuracy"]))), "Trained on": hostile, "Epochs": "3"},
-        **{"Updates": "1,234", "Best validation accuracy": "98.77%"},
+        **{"Updates": "1,234", "Best validation accuracy": "98.77%", "Best epoch": "3"},  # counted from 1
     }
     assert f'<h1>runs/&lt;a&amp;b&gt;</h1>\n<p class="lead">{hostile}, 997 test images</p>' in html
     cells = re.findall(r"<td>(.*?)</td>", html)
@@ -67,6 +75,23 @@ def test_page_shows_the_metrics_and_escapes_text(report: tuple[Path, dict[str, A
     mistakes = re.findall(r">true (\d), predicted (\d)</th><td>(\d+)</td><td><span.*?</span>(.*?)%</td>", html)
     expected = frequent_mistakes(np.array(result["confusion_matrix"]), 10)
     assert mistakes == [(str(i), str(j), str(count), f"{100 * share:.1f}") for i, j, count, share in expected]
+
+
+def test_page_shows_the_run_and_the_names_of_the_classes(report: tuple[Path, dict[str, Any], Any]) -> None:
+    names = FashionMNIST.class_names
+    html = index_html("A run", report[1] | {"class_names": names}, {"roc": b"<svg/>"}, RECORD | NEW)
+    run = html[html.index('id="run"') :]
+    assert re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", run.replace("\n", "|"))[1:] == [
+        *(("Network", "MLP"), ("Learning rate", "0.001"), ("Epochs", "3"), ("Updates", "1,234")),
+        *(("Best validation accuracy", "98.77%"), ("Best epoch", "3"), ("Started", "2026-11-26 17:41")),
+        ("Arguments of the network", "hidden_sizes [32], dropout 0.2"),
+        ("Layers", "<pre>layer  output|Linear 10</pre>"),
+        ("To repeat it", "<pre>&lt;script&gt;alert(&#39;MNIST&#39;)&lt;/script&gt;</pre>"),
+    ]
+    assert re.findall(r'<tr><th scope="row">(.*?)</th>', html)[:10] == list(names)
+    true, predicted = frequent_mistakes(np.array(report[1]["confusion_matrix"]), 1)[0][:2]
+    assert f'<tr><th scope="row">{names[true]} → {names[predicted]}</th>' in html
+    assert "digit" not in re.sub(r"<style>.*?</style>|<[^>]*>", "", html, flags=re.S)
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +126,24 @@ def test_browser_requests_nothing_else_and_reports_no_errors(browser: webdriver.
 def test_page_fits_the_screen(browser: webdriver.Chrome, width: int) -> None:
     screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-    sizes = browser.execute_script(
-        "return [...document.images].map(i => i.checkVisibility() ? [i.naturalWidth, i.width, i.height] : [0])"
-    )
-    assert len(sizes) == 9
+    size = "i => i.checkVisibility() ? [i.naturalWidth, i.width, i.height] : [0]"
+    sizes = browser.execute_script(f"return [...document.querySelectorAll('.plot')].map({size})")
+    assert len(sizes) == 8
     assert min(map(min, sizes)) > 200
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     wide = "return [...document.querySelectorAll('.card')].filter(card => card.scrollWidth > card.clientWidth).length"
     assert browser.execute_script(wide) == 0
+
+
+def test_page_is_dark_where_the_user_wants_it_dark(browser: webdriver.Chrome) -> None:
+    colours = []
+    for scheme in ("light", "dark"):
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        style = "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
+        colours.append([sum(map(int, re.findall(r"\d+", colour))) for colour in browser.execute_script(style)])
+    (light_ink, light_ground), (dark_ink, dark_ground) = colours
+    assert max(light_ink, dark_ground) < 130 < 620 < min(light_ground, dark_ink)
 
 
 def test_page_prints_on_a_few_sheets(browser: webdriver.Chrome) -> None:

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn import metrics as sklearn
 
+from mnist_lightning.data.torchvision import FashionMNIST
 from mnist_lightning.report import figures, figures_confidence, figures_data, metrics, page, text
 from mnist_lightning.report.describe import describe, write_description
 from mnist_lightning.report.figures_pictures import FoundDigit, found_digits
@@ -85,7 +87,7 @@ def test_frequent_mistakes() -> None:
 
 def test_fit_table() -> None:
     run = {"epochs": 10, "global_step": 15000, "fit_seconds": 21.46, "best_val_acc": 0.97692, "best_epoch": 8}
-    rows = ["Best validation accuracy  97.69% in epoch 8 (the first is 0)", "Epochs                    10"]
+    rows = ["Best validation accuracy  97.69% in epoch 9", "Epochs                    10"]
     rows += ["Updates                   15,000", "Seconds                   21.5", "Run folder                run"]
     assert text.fit_table(run, "run").splitlines() == rows
     assert text.fit_table(run | {"best_val_acc": None}, "run").splitlines() == rows[1:]
@@ -105,6 +107,9 @@ def test_test_table() -> None:
         "    0   1,090             90.00%    100.00%  100.00%  -",
     ]
     assert lines[9] == "    4   1,100             90.00%    100.00%  100.00%  9 (7x)"
+    table = text.test_table(content | {"class_names": FashionMNIST.class_names}).splitlines()
+    assert table[4].startswith("      class  images")
+    assert table[9] == "       Coat   1,100            100.00%    100.00%  100.00%  Ankle boot (7x)"
     for missing in (None, float("nan")):
         table = text.test_table(RESULT | {"loss": missing, "auroc_macro": missing, "ece": missing})
         assert "loss n/a " in table
@@ -173,17 +178,18 @@ def test_per_digit_and_confused_pairs() -> None:
     (axis,) = figures.confused_pairs(confusion, top=2).axes
     assert [bar.get_width() for bar in axis.patches] == [22, 12]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["true 2, predicted 7", "true 4, predicted 9"]
-    assert texts(axis.figure) == ["22 (20.0% of all 2s)", "12 (12.0% of all 4s)"]
+    assert texts(axis.figure) == ["22 (20.0%)", "12 (12.0%)"]
 
 
 def test_galleries() -> None:
     images, labels, probabilities = predictions(400, 2)
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = [index for index in np.argsort(-confidence) if predicted[index] != labels[index]]
-    figure = figures.misclassified(images, labels, probabilities, top=12)
+    test = images, labels, probabilities
+    figure = figures.gallery(*figures.choose_misclassified(labels, probabilities, top=12), test)
     assert texts(figure)[24] == f"Misclassified: 12 of {len(wrong)}, the most confident first"
     correct = int((predicted == labels)[:25].sum())
-    first = figures.samples(images, labels, probabilities, top=25)
+    first = figures.gallery(*figures.choose_samples(labels, probabilities, top=25), test)
     assert 0 < correct < 25
     assert texts(first)[50] == f"The first 25 of 400 images: {correct} correct, {25 - correct} wrong"
     for gallery, indices in ((figure, wrong[:12]), (first, range(25))):
@@ -195,6 +201,9 @@ def test_galleries() -> None:
             assert tile[0, 0].tolist() == frame
             caption = [f"{labels[index]} → {predicted[index]} {mark}", f"{confidence[index]:.1%}"]
             assert texts(gallery)[2 * place : 2 * place + 2] == caption
+    names = figures.gallery("", np.arange(6), test, FashionMNIST.class_names)
+    assert texts(names)[10].startswith(f"{FashionMNIST.class_names[labels[5]]} → ")
+    np.testing.assert_array_equal(picture(names)[70:98, 22:50, 0], images[5])  # five in a row
 
 
 def test_confidence_histogram_and_reliability_diagram_match_numpy() -> None:
@@ -215,7 +224,7 @@ def test_confidence_histogram_and_reliability_diagram_match_numpy() -> None:
     assert [bar.get_height() for bar in lower.containers[0]] == [chosen.sum() for chosen in filled]
     ece = np.average(np.abs(gaps), weights=[chosen.sum() for chosen in filled])
     assert metrics.classification(labels, probabilities)["ece"] == pytest.approx(ece, abs=1e-6)
-    assert upper.get_title() == f"Reliability diagram: calibration error (ECE) {ece:.2%}"
+    assert upper.figure.get_suptitle() == f"Reliability diagram: calibration error (ECE) {ece:.2%}"
 
 
 @pytest.mark.parametrize(("skill", "start"), [(0, 0), (3, 0.5)])
@@ -248,24 +257,29 @@ def test_write_report_of_an_unusual_test(case: str, folder: Path) -> None:
     history = HISTORY if case == "one digit" else []
     unencodable = "run \udcff", "MNIST", *data, float("nan"), history, {"device": "\ud800"}
     result, pngs = page.write_report(folder / "report", *unencodable)
-    names = ["per_digit", "confusion_counts", "confusion_percent", "confused_pairs", "misclassified", "samples"]
-    names += ["confidence_histogram", "reliability_diagram", "roc", "precision_recall", *["curves"][: len(history)]]
+    names = ["per_digit", "confusion_counts", "confusion_percent", "confused_pairs"]
+    names += ["confidence_histogram", "reliability_diagram", "roc", "precision_recall", "misclassified", "samples"]
+    names += ["curves"][: len(history)]
     assert list(pngs) == names
     assert files_in(folder / "report") == {"index.html", "metrics.json", *(f"{name}.png" for name in names)}
     html = (folder / "report/index.html").read_text()
     assert "<h1>run ?</h1>" in html
     assert ("No mistakes: all predictions are correct." in html) == (case == "all correct")
     assert all(png == (folder / f"report/{name}.png").read_bytes() for name, png in pngs.items())
-    expected = {"dataset": "MNIST", "num_examples": len(labels), "loss": None, **metrics.classification(*data[1:])}
+    expected = {"dataset": "MNIST", "num_examples": len(labels), "class_names": list("0123456789"), "loss": None}
+    expected |= metrics.classification(*data[1:])
     assert result == expected == json.loads((folder / "report/metrics.json").read_text())
     assert result["confusion_matrix"][labels[0]][0] > 0 or "nan" not in case  # NaN: the first of equals, like torch
     if case == "one digit":
         assert texts(figures_confidence.roc(*data[1:])) == ["no curve:\nabsent, or\nthe only digit"] * 10
     if case == "all correct":
-        assert texts(figures.misclassified(*data)) == ["No mistakes: all 60 predictions are correct"]
+        none = figures.gallery(*figures.choose_misclassified(*data[1:]), data)
+        assert texts(none) == ["No mistakes: all 60 predictions are correct"]
         assert texts(figures.confused_pairs(np.array(result["confusion_matrix"]))) == ["No mistakes"]
     if case == "some nan":
-        assert html.count(">n/a<") == 13  # loss, calibration error, AUROC of each digit and their mean
+        assert (
+            len(re.findall(r"<(?:td|dd)>n/a<", html)) == 13
+        )  # loss, calibration error, AUROC of each digit and their mean
         assert texts(figures_confidence.roc(*data[1:])) == ["no curve:\nprobabilities\nnot finite"] * 10
         assert (result["auroc_macro"], result["ece"], result["auroc_per_digit"]) == (None, None, [None] * 10)
         (axis,) = figures_confidence.confidence_histogram(*data[1:]).axes
@@ -278,10 +292,15 @@ json_values = st.recursive(
 )
 
 
-@given(st.none() | st.dictionaries(st.sampled_from(["dataset", "epochs", "best_val_acc", "seed"]), json_values))
+@given(
+    st.none() | st.dictionaries(st.sampled_from(["dataset", "epochs", "best_epoch", "started", "layers"]), json_values)
+)
 def test_page_accepts_any_record(record: dict[str, Any] | None) -> None:
+    record = record and record | {"network": "MLP"}
     html = page.index_html("Test", RESULT, {}, record)
-    assert html.count("<div><dt>") == sum(value is not None for value in (record or {}).values())
+    shown = {name: value for name, value in (record or {}).items() if value is not None}
+    expected = sum(name != "layers" or isinstance(value, list) for name, value in shown.items())
+    assert len(re.findall(r"<div(?: class=\"long\")?><dt>", html)) == expected
 
 
 def test_the_report_imports_neither_torch_nor_lightning() -> None:

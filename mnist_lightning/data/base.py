@@ -42,7 +42,8 @@ class DigitDataModule(L.LightningDataModule):
 
     Images stay uint8 in memory, on the training device where they fit. A batch is ``(images, labels)``: float images
     ``(B, 1, 28, 28)`` in [0, 1], augmented in training, and labels ``(B,)``; in prediction it is ``(images,)``. A
-    source whose test images have no labels sets ``has_test_labels`` to False: it can predict, but not test.
+    source whose test images have no labels sets ``has_test_labels`` to False: it can predict, but not test. One whose
+    classes are not digits sets ``class_names``.
 
     Args:
         batch_size: Images per training update and process.
@@ -58,6 +59,7 @@ class DigitDataModule(L.LightningDataModule):
     """
 
     has_test_labels: ClassVar[bool] = True
+    class_names: ClassVar[tuple[str, ...]] = tuple("0123456789")  # of the labels 0-9, for people
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomic
 
 TIMEOUT_SECONDS = 30  # to connect, and for each answer of a mirror
+CLOTHES = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
 MAX_BYTES = 1 << 26  # of a download; the largest file has 26 MB
 
 
@@ -180,6 +181,7 @@ class FashionMNIST(MNIST):
     """
 
     source = "FashionMNIST"
+    class_names = tuple(CLOTHES.split(", "))
     default_mirrors: ClassVar[list[str]] = [
         "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
         "https://storage.googleapis.com/tensorflow/tf-keras-datasets",
@@ -199,6 +201,7 @@ class KMNIST(MNIST):
     """
 
     source = "KMNIST"
+    class_names = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")  # hiragana
     default_mirrors: ClassVar[list[str]] = [
         "https://codh.rois.ac.jp/kmnist/dataset/kmnist",
         "http://codh.rois.ac.jp/kmnist/dataset/kmnist",  # http is acceptable, because the MD5 is checked

@@ -12,6 +12,7 @@ Labels = NDArray[np.integer]  # (N,), true digits in 0-9
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Probabilities = NDArray[np.floating]  # (N, 10), in [0, 1]; those of a diverged network are not finite
+Test = tuple[Images, Labels, Probabilities]
 
 DIGITS = range(10)
 BINS = 15  # as in Guo et al. 2017 and torchmetrics

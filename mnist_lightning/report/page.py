@@ -1,20 +1,33 @@
 """The report of a test: metrics, figures, and one self-contained HTML page that shows them."""
 
 import base64
+import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
+from PIL import Image
 
 from mnist_lightning.files import write_atomic
 from mnist_lightning.report import figures, figures_confidence, figures_robustness
-from mnist_lightning.report.metrics import DIGITS, Images, Labels, Probabilities, classification, frequent_mistakes
-from mnist_lightning.report.text import number
+from mnist_lightning.report.metrics import (
+    Images,
+    Labels,
+    Probabilities,
+    Test,
+    classification,
+    decide,
+    frequent_mistakes,
+)
+from mnist_lightning.report.text import DIGIT_NAMES, noun, number
+
+NOT_ON_PAGE = ("per_digit", "confused_pairs")  # tables show the same
+PARTS = {"robustness_place": ("shift", "rotation"), "robustness_ink": ("noise", "blur", "stroke")}  # of a wide figure
 
 
 def write_report(
@@ -28,6 +41,7 @@ def write_report(
     history: Sequence[Mapping[str, str]],
     record: Mapping[str, Any] | None,
     robustness: Mapping[str, Any] | None = None,
+    names: Sequence[str] = DIGIT_NAMES,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Write the report of a test: one PNG per figure, ``index.html``, and ``metrics.json`` last.
 
@@ -42,6 +56,7 @@ def write_report(
         history: Rows of the run's ``metrics.csv``; without any, the report has no ``curves.png``.
         record: The content of the run's ``run.json``, if there is one.
         robustness: The result of ``robustness.robustness``; without it, the report has no ``robustness.png``.
+        names: The names of the labels 0-9.
 
     Returns:
         The content of ``metrics.json``, and the PNGs under the names of the figures.
@@ -52,59 +67,78 @@ def write_report(
     metrics = {
         "dataset": dataset,
         "num_examples": len(labels),
+        "class_names": list(names),
         "loss": loss if math.isfinite(loss) else None,
         **classification(labels, probabilities),
     }
     confusion = np.array(metrics["confusion_matrix"])
     drawn = {
-        "per_digit": figures.per_digit(metrics),
-        "confusion_counts": figures.confusion_counts(confusion),
-        "confusion_percent": figures.confusion_percent(confusion),
-        "confused_pairs": figures.confused_pairs(confusion),
-        "misclassified": figures.misclassified(images, labels, probabilities),
-        "samples": figures.samples(images, labels, probabilities),
+        "per_digit": figures.per_digit(metrics, names),
+        "confusion_counts": figures.confusion_counts(confusion, names),
+        "confusion_percent": figures.confusion_percent(confusion, names),
+        "confused_pairs": figures.confused_pairs(confusion, names=names),
         "confidence_histogram": figures_confidence.confidence_histogram(labels, probabilities),
         "reliability_diagram": figures_confidence.reliability_diagram(labels, probabilities),
-        "roc": figures_confidence.roc(labels, probabilities),
-        "precision_recall": figures_confidence.precision_recall(labels, probabilities),
+        "roc": figures_confidence.roc(labels, probabilities, names),
+        "precision_recall": figures_confidence.precision_recall(labels, probabilities, names),
     }
+    shown = {name: figure for name, figure in drawn.items() if name not in NOT_ON_PAGE}
+    test = images, labels, probabilities
+    chosen = {"misclassified": figures.choose_misclassified(*test[1:]), "samples": figures.choose_samples(*test[1:])}
+    drawn |= {name: figures.gallery(*choice, test, names) for name, choice in chosen.items()}
     if robustness is not None:
         metrics["robustness"] = dict(robustness)
         drawn["robustness"] = figures_robustness.robustness(robustness, metrics["accuracy"])
+        for name, kinds in PARTS.items():
+            shown[name] = figures_robustness.robustness(robustness, metrics["accuracy"], kinds)
     if history:
         drawn["curves"] = figures.curves(history)
+        shown |= {f"curves_{metric}": figures.curves(history, [metric]) for metric in ("acc", "loss")}
     pngs = {name: figures.png(figure) for name, figure in drawn.items()}
+    parts: dict[str, Any] = {name: figures.svg(figure) for name, figure in shown.items()}
+    parts |= {name: (heading, list(_tiles(rows, test, names))) for name, (heading, rows) in chosen.items()}
     folder.mkdir(parents=True, exist_ok=True)
     if robustness is None:
         (folder / "robustness.png").unlink(missing_ok=True)  # of an earlier test
     for name, png in pngs.items():
         write_atomic(folder / f"{name}.png", png)
     # A file name or a record may hold characters that UTF-8 cannot encode.
-    write_atomic(folder / "index.html", index_html(title, metrics, pngs, record).encode(errors="replace"))
+    write_atomic(folder / "index.html", index_html(title, metrics, parts, record).encode(errors="replace"))
     write_atomic(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics, pngs
 
 
+def _tiles(rows: Labels, test: Test, names: Sequence[str]) -> Iterator[tuple[str, str, str, float]]:
+    """Yield the image of each row as PNG in base64, its true and its predicted class, and the confidence."""
+    images, labels, probabilities = test
+    for row, predicted, confidence in zip(rows, *decide(probabilities[rows]), strict=True):
+        png = io.BytesIO()
+        Image.fromarray(images[row]).save(png, "png")
+        yield base64.b64encode(png.getvalue()).decode(), names[labels[row]], names[predicted], confidence
+
+
 def index_html(
-    title: str, metrics: Mapping[str, Any], pngs: Mapping[str, bytes], record: Mapping[str, Any] | None
+    title: str, metrics: Mapping[str, Any], figures: Mapping[str, Any], record: Mapping[str, Any] | None
 ) -> str:
     """Return the report as an HTML page that contains its figures and its style.
 
     Args:
         title: The heading of the page.
         metrics: The content of ``metrics.json``.
-        pngs: Figures under the names of ``write_report``; the page leaves out sections without figures.
+        figures: SVG files, and the heading and tiles of galleries; the page leaves out sections without any.
         record: The content of the run's ``run.json``, if there is one; the page leaves out missing fields.
     """
     confusion = np.array(metrics["confusion_matrix"])
+    names = metrics.get("class_names", DIGIT_NAMES)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": number, "formatted": _formatted}
     template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         title=title,
         metrics=metrics,
-        images={name: base64.b64encode(png).decode() for name, png in pngs.items()},
-        digits=DIGITS,
+        shown={name: base64.b64encode(it).decode() if isinstance(it, bytes) else it for name, it in figures.items()},
+        names=names,
+        noun=noun(names),
         support=confusion.sum(axis=1).tolist(),
         mistakes=frequent_mistakes(confusion, 10),
         num_wrong=int(confusion.sum() - confusion.trace()),
@@ -113,7 +147,9 @@ def index_html(
 
 
 def _formatted(value: object, style: str) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in value.items())[:300]
     try:
-        return style.format(value)[:100]
+        return style.format(value)[:300]
     except (ValueError, TypeError, OverflowError):  # somebody edited the record
-        return str(value)[:100]
+        return str(value)[:300]

@@ -1,9 +1,10 @@
 """The tables that ``fit``, ``test`` and ``describe`` print."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+DIGIT_NAMES = tuple("0123456789")
 # Units of the strengths in a robustness test; the strength of noise is a share of white.
 UNITS = {"shift": " px", "rotation": "°", "noise": "", "blur": " px", "stroke": " px"}
 
@@ -18,7 +19,7 @@ def fit_table(record: Mapping[str, Any], folder: str) -> str:
     rows = {"Epochs": record["epochs"], "Updates": f"{record['global_step']:,}"}
     rows |= {"Seconds": f"{record['fit_seconds']:.1f}", "Run folder": folder}
     if record["best_val_acc"] is not None:
-        best = f"{record['best_val_acc']:.2%} in epoch {record['best_epoch']} (the first is 0)"
+        best = f"{record['best_val_acc']:.2%} in epoch {record['best_epoch'] + 1}"
         rows = {"Best validation accuracy": best, **rows}
     return "\n".join(f"{name:<25} {value}" for name, value in rows.items())
 
@@ -37,11 +38,15 @@ def test_table(metrics: Mapping[str, Any]) -> str:
         "",
         "digit  images  accuracy = recall  precision       F1  most often confused with",
     ]
+    names = metrics.get("class_names", DIGIT_NAMES)
+    width = max(5, *map(len, names))
+    lines[-1] = lines[-1].replace("digit", f"{noun(names):>{width}}")
     columns = (metrics[name] for name in ("per_digit", "precision_per_digit", "f1_per_digit", "confusion_matrix"))
     for digit, (accuracy, precision, f1, row) in enumerate(zip(*columns, strict=True)):
         wrong = [0 if predicted == digit else count for predicted, count in enumerate(row)]
-        mistake = f"{wrong.index(max(wrong))} ({max(wrong)}x)" if any(wrong) else "-"
-        lines.append(f"{digit:>5}  {sum(row):>6,}  {accuracy:>17.2%}  {precision:>9.2%}  {f1:>7.2%}  {mistake}")
+        mistake = f"{names[wrong.index(max(wrong))]} ({max(wrong)}x)" if any(wrong) else "-"
+        name = names[digit].rjust(width)
+        lines.append(f"{name}  {sum(row):>6,}  {accuracy:>17.2%}  {precision:>9.2%}  {f1:>7.2%}  {mistake}")
     if "robustness" in metrics:
         lines += ["", "accuracy on changed images"]
     for kind, accuracies in metrics.get("robustness", {}).items():
@@ -69,6 +74,11 @@ def description_table(splits: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     lines += ["", "Pixel mean and std are fractions of white; pixel min and max are in 0-255."]
     return "\n".join([*lines, "Always zero is the share of pixel positions that are black in every image."])
+
+
+def noun(class_names: Sequence[str]) -> str:
+    """Return what the classes are called: ``digit`` or ``class``."""
+    return "digit" if tuple(class_names) == DIGIT_NAMES else "class"
 
 
 def number(value: float | None, style: str = ".4f") -> str:

@@ -3,9 +3,12 @@
 import json
 import math
 import platform
+import shlex
+import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +17,8 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -46,7 +50,8 @@ class RunRecord(Callback):
 
     def __init__(self, folder: Path, seed: int, config: Mapping[str, Any]) -> None:
         self.folder, self.seed, self.config = folder, seed, config
-        self.device = ""
+        self.settings: dict[str, Any] = {}
+        self.started = datetime.now().astimezone().isoformat(timespec="seconds")
         self.start: float | None = None
         self.earlier_seconds = 0.0
         self.best_val_acc: float | None = None
@@ -54,12 +59,14 @@ class RunRecord(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run continues from."""
-        return {"fit_seconds": self._seconds(), "best_val_acc": self.best_val_acc, "best_epoch": self.best_epoch}
+        kept = {"started": self.started, "best_val_acc": self.best_val_acc, "best_epoch": self.best_epoch}
+        return {"fit_seconds": self._seconds()} | kept
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from what ``state_dict`` returned."""
         self.earlier_seconds = state_dict["fit_seconds"]
         self.best_val_acc, self.best_epoch = state_dict["best_val_acc"], state_dict["best_epoch"]
+        self.started = state_dict.get("started", self.started)
 
     def _seconds(self) -> float:
         return self.earlier_seconds + (0.0 if self.start is None else time.perf_counter() - self.start)
@@ -67,23 +74,28 @@ class RunRecord(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the data, the network and the device, and start the clock; loading data is not measured."""
         device = pl_module.device  # asked now: after fit, Lightning has moved the module back to the CPU
-        self.device = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
         if trainer.is_global_zero:
+            layers = layer_table(pl_module.net)  # type: ignore[arg-type]
+            self.settings = settings_of(trainer, pl_module) | {"layers": layers.splitlines(), "device": device_name}
             data, number = trainer.datamodule, trainer.world_size  # type: ignore[attr-defined]
             line = (
                 f"{type(data).__name__}: {len(data.train_set):,} training and {len(data.val_set):,} validation images. "
-                f"{type(pl_module.net).__name__}: {_num_parameters(pl_module):,} parameters on {self.device}. "
+                f"{type(pl_module.net).__name__}: {_num_parameters(pl_module):,} parameters on {device_name}. "
                 f"Run folder: {self.folder}"
             )
             if number > 1:
                 line += (
                     f"\n{number} processes: {number * data.batch_size} images per update, at the same learning rate."
                 )
-            print(f"{line}\n\n{layer_table(pl_module.net)}\n", flush=True)  # type: ignore[arg-type]
+            print(f"{line}\n\n{layers}\n", flush=True)
         self.start = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write ``config.yaml``, now that the settings are known to work."""
+        """Write ``config.yaml``, now that the settings are known to work, and show them in TensorBoard."""
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardRunLogger):
+                logger.show_settings(self.settings | {"seed": self.seed})
         path = self.folder / "config.yaml"
         if trainer.is_global_zero and not path.exists():
             write_atomic(path, yaml.safe_dump(self.config, sort_keys=False))
@@ -125,9 +137,10 @@ class RunRecord(Callback):
             return
         record = {
             "verb": "fit",
-            "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
+            "command": f"python -m mnist_lightning fit --config {shlex.quote(str(self.folder / 'config.yaml'))}",
+            "started": self.started,
+            **self.settings,
             "seed": self.seed,
-            "device": self.device,
             "devices": trainer.world_size,
             "precision": str(trainer.precision),
             "versions": versions(),
@@ -143,31 +156,31 @@ class RunRecord(Callback):
         write_atomic(self.folder / "run.json", json.dumps(record, indent=2) + "\n")
 
 
+def settings_of(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+    """Return the settings in which runs differ most, as plain values: of the data, the network and the optimizer."""
+    data, schedules = trainer.datamodule, trainer.lr_scheduler_configs  # type: ignore[attr-defined]
+    things: dict[str, Any] = {"dataset": data, "network": module.net, "optimizer": trainer.optimizers[0]}
+    things |= {"lr_scheduler": schedules[0].scheduler if schedules else None, "augmentation": data.augmentation}
+    return {name: None if thing is None else type(thing).__name__ for name, thing in things.items()} | {
+        "net_arguments": (module.hparams.get("net") or {}).get("init_args"),  # None if they are not plain values
+        "lr": float(module.lr or things["optimizer"].defaults["lr"]),  # type: ignore[arg-type]
+        "batch_size": data.batch_size,
+        "max_epochs": trainer.max_epochs,
+    }
+
+
 def _num_parameters(module: L.LightningModule) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-class CalmProgressBar(TQDMProgressBar):
-    """Lightning's progress bar, redrawn in training ten times a second: drawing it takes longer than a small update."""
-
-    _due = 0.0
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Redraw the bar if it is due, or the epoch's last batch is done."""
-        now = time.monotonic()
-        if now >= self._due or args[2] + 1 == self.total_train_batches:
-            self._due = now + 0.1
-            super().on_train_batch_end(trainer, pl_module, *args)
-
-
 class EpochLines(ProgressBar):
-    """Progress for a log file: one line per epoch instead of a progress bar."""
+    """A line for each finished epoch, with its training and validation metrics and its seconds; epochs count from 1."""
 
     def __init__(self) -> None:
         super().__init__()
         self.enabled = True
-        self.epoch = 0
         self.validated = False
+        self.epoch = 0
         self.start: float | None = None
 
     def disable(self) -> None:
@@ -189,13 +202,71 @@ class EpochLines(ProgressBar):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the last epoch's line."""
-        if self.start is not None and self.enabled:
-            values = "  ".join(
-                f"{name} {value.item():<6.4g}"
-                for name, value in sorted(trainer.callback_metrics.items())
-                if self.validated or not name.startswith("val/")
-            )
-            print(f"Epoch {self.epoch}  {values}  {time.perf_counter() - self.start:.1f} s", flush=True)
+        if self.start is None:
+            return
+        seconds, self.start = time.perf_counter() - self.start, None
+        parts, metrics = [self.name(trainer)], trainer.callback_metrics
+        for stage in ("train", "val") if self.validated else ("train",):
+            if f"{stage}/loss" in metrics and f"{stage}/acc" in metrics:
+                parts.append(f"{stage} loss {metrics[f'{stage}/loss']:.4f} acc {metrics[f'{stage}/acc']:6.2%}")
+        if self.enabled:
+            self.print("  ".join([*parts, f"{seconds:.1f} s"]), flush=True)
+
+    def name(self, trainer: L.Trainer) -> str:
+        """Return the current epoch's name, such as ``Epoch  1/10``."""
+        last = trainer.max_epochs or -1
+        return f"Epoch {self.epoch + 1:>{len(str(last))}}/{last}" if last > 0 else f"Epoch {self.epoch + 1}"
+
+
+class CalmProgressBar(EpochLines):
+    """``EpochLines``, and below them a bar of the current epoch with the time left.
+
+    It is drawn at most ten times a second: drawing takes longer than a small update.
+    """
+
+    FORMAT = "{desc}  {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}  time left: epoch {remaining}{postfix}"
+    _due = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember when this run began, and at which epoch."""
+        self._begin, self._first = time.perf_counter(), trainer.current_epoch
+        self._due = self._begin + 0.1
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Draw the bar if it is due."""
+        if (now := time.perf_counter()) >= self._due:
+            done, total = args[2] + 1, self.total_train_batches
+            epochs = (self.epoch - self._first + done / total) or math.inf  # since the beginning
+            left = (now - self._begin) * (((trainer.max_epochs or 0) - self._first) / epochs - 1)
+            text = f"run {Tqdm.format_interval(left)}" if left > 0 else None
+            self._draw(self.name(trainer), done, total, now - (self.start or now), text)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember when the validation began."""
+        self._validation_start = time.perf_counter()
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Draw the validation's bar if it is due."""
+        if not trainer.sanity_checking and (now := time.perf_counter()) >= self._due:
+            total, seconds = sum(trainer.num_val_batches), now - self._validation_start
+            self._draw(f"{self.name(trainer)} validation", args[2] + 1, total, seconds)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Remove the bar."""
+        self.print(end="")
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print in the place of the bar, which the next update draws below."""
+        if self.enabled:
+            print(f"\r{' ' * (shutil.get_terminal_size().columns - 1)}\r", end="")
+        print(*args, **kwargs)
+
+    def _draw(self, name: str, done: int, total: float, seconds: float, postfix: str | None = None) -> None:
+        self._due = time.perf_counter() + 0.1
+        if self.enabled:
+            size, width = None if math.isinf(total) else total, shutil.get_terminal_size().columns - 3  # room for ^C
+            bar = Tqdm.format_meter(done, size, seconds, width, name, postfix=postfix, bar_format=self.FORMAT)
+            print(f"\r{bar}", end="", flush=True)
 
 
 def gather(parts: list[Tensor], world_size: int) -> NDArray[Any]:
@@ -262,6 +333,7 @@ class ReportWriter(Callback):
                 history=read_history(self.folder / "metrics.csv"),
                 record=self.record or None,
                 robustness=changed,
+                names=data.class_names,
             )
             _show(trainer, "test", pngs)
         self.metrics = trainer.strategy.broadcast(self.metrics)
@@ -305,9 +377,10 @@ class ValidationFigures(Callback):
             data: DigitDataModule = trainer.datamodule  # type: ignore[attr-defined]
             assert data.val_set is not None
             images, labels = data.val_set.arrays(slice(len(probabilities)))
+            chosen = figures.choose_misclassified(labels, probabilities)
             drawn = {
-                "confusion": figures.confusion_counts(metrics.confusion(labels, probabilities)),
-                "misclassified": figures.misclassified(images, labels, probabilities),
+                "confusion": figures.confusion_counts(metrics.confusion(labels, probabilities), data.class_names),
+                "misclassified": figures.gallery(*chosen, (images, labels, probabilities), data.class_names),
             }
             _show(trainer, "val", {name: figures.png(figure) for name, figure in drawn.items()})
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import warnings
-from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,42 +19,61 @@ from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomic
 from mnist_lightning.models.classify import evaluating
 
-HPARAMS_METRICS = ("val/loss", "val/acc")
+HPARAMS_METRICS = ("val/acc", "val/loss", "test/acc")
 
 
 class TensorBoardRunLogger(TensorBoardLogger):
-    """Lightning's TensorBoard logger, with the network's graph and an HPARAMS tab that shows real metrics.
+    """Lightning's TensorBoard logger, with the network's graph, pictures, and an HPARAMS tab to compare runs.
 
-    Lightning writes the hyperparameters before there is any metric, so the HPARAMS tab stays empty or shows -1.
-    This one waits for the first validation. It writes no ``hparams.yaml``: a run's ``config.yaml`` says more.
+    Lightning would list every argument there, and no metric, since none is known when training begins. This one lists
+    what runs differ in, and TensorBoard adds the last value of each of ``HPARAMS_METRICS``. It writes no
+    ``hparams.yaml``: ``config.yaml`` says more.
 
     Args:
         folder: The run folder.
         resumed_step: Number of updates in the checkpoint of a resumed run; later rows are removed.
+        final_step: Number of updates of a trained run: what is logged now belongs to its end.
     """
 
-    def __init__(self, folder: Path, resumed_step: int | None = None) -> None:
+    def __init__(self, folder: Path, resumed_step: int | None = None, final_step: int | None = None) -> None:
         super().__init__(save_dir=folder, name="", version="", default_hp_metric=False, purge_step=resumed_step)
-        self._pending: dict[str, Any] = {}
+        self.final_step = final_step
 
     @rank_zero_only
-    def log_hyperparams(  # noqa: D102
-        self, params: dict[str, Any] | Namespace, metrics: dict[str, Any] | None = None, step: int | None = None
-    ) -> None:
-        self._pending = dict(vars(params) if isinstance(params, Namespace) else params)
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: ``show_settings`` writes the HPARAMS tab."""
+
+    @rank_zero_only
+    def show_settings(self, settings: Mapping[str, Any]) -> None:
+        """Write the HPARAMS tab. TensorBoard sorts the columns by name, and at first it shows five of them.
+
+        Args:
+            settings: Those of ``run.json``.
+        """
+        from torch.utils.tensorboard.summary import hparams  # here, since TensorBoard takes a while to import
+
+        arguments = settings["net_arguments"] or {}
+        names = ("augmentation", "batch_size", "lr", "lr_scheduler", "optimizer", "seed")
+        columns = {name: "none" if settings[name] is None else settings[name] for name in names}
+        # The first argument is the one that people vary most, such as the hidden sizes.
+        columns |= {"architecture": " ".join([settings["network"], *map(str, [*arguments.values()][:1])])}
+        columns |= {"epochs": settings["max_epochs"], "trained_on": settings["dataset"]}
+        for name, value in arguments.items():
+            columns[f"net_{name}"] = value if isinstance(value, (int, float)) else str(value)
+        # Of the metrics only the names are written.
+        for summary in hparams(columns, dict.fromkeys(HPARAMS_METRICS, 0.0)):  # type: ignore[no-untyped-call]
+            self.experiment.file_writer.add_summary(summary)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # noqa: D102
-        remaining = dict(metrics)
-        if self._pending and all(name in metrics for name in HPARAMS_METRICS):
-            params, self._pending = self._pending, {}
-            super().log_hyperparams(params, {name: remaining.pop(name) for name in HPARAMS_METRICS}, step)
-        super().log_metrics(remaining, step)
+        if self.final_step is not None:  # Lightning counts a test's updates and epochs from 0
+            metrics, step = {name: value for name, value in metrics.items() if name != "epoch"}, self.final_step
+        super().log_metrics(metrics, step)
 
     @rank_zero_only
     def log_graph(self, model: LightningModule, input_array: Any = None) -> None:  # type: ignore[override]  # noqa: D102
         net = getattr(model, "net", None)
-        if net is None:
+        if net is None or self.final_step is not None:
             return
         try:  # in evaluation mode, because dropout would make two traces differ
             with warnings.catch_warnings(action="ignore"), evaluating(net) as like:
@@ -63,8 +81,9 @@ class TensorBoardRunLogger(TensorBoardLogger):
         except Exception as error:  # a network that cannot be traced, such as a compiled one, can still be trained
             rank_zero_warn(f"TensorBoard shows no graph of {type(net).__name__}: {str(error).strip().splitlines()[:1]}")
 
-    def show(self, stage: str, pngs: Mapping[str, bytes], step: int) -> None:
-        """Log PNG pictures as ``<stage>/<name>``."""
+    def show(self, stage: str, pngs: Mapping[str, bytes], step: int = 0) -> None:
+        """Log PNG pictures as ``<stage>/<name>``, at ``final_step`` if there is one."""
+        step = step if self.final_step is None else self.final_step
         for name, png in pngs.items():
             image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
             self.experiment.add_image(f"{stage}/{name}", image, step, dataformats="HWC")
@@ -72,6 +91,20 @@ class TensorBoardRunLogger(TensorBoardLogger):
     @rank_zero_only
     def save(self) -> None:  # noqa: D102
         self.experiment.flush()
+
+
+def show_pictures(folder: Path, step: int, pngs: Mapping[str, bytes], stage: str = "pictures") -> None:
+    """Show PNG pictures in the TensorBoard of a run that is trained.
+
+    Args:
+        folder: The run folder.
+        step: Where on the axis of updates; a run's end is the ``global_step`` of its ``run.json``.
+        pngs: PNG files under the names that TensorBoard shows.
+        stage: The heading above the names.
+    """
+    logger = TensorBoardRunLogger(folder, final_step=step)
+    logger.show(stage, pngs)
+    logger.finalize("success")
 
 
 class HistoryLogger(Logger):
