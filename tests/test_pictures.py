@@ -27,7 +27,7 @@ from mnist_lightning.errors import InputError
 from mnist_lightning.pictures import recognize as module
 from mnist_lightning.pictures.prepare import find_digits
 from mnist_lightning.pictures.read import SUFFIXES, picture_files, read_picture, surroundings
-from mnist_lightning.pictures.recognize import recognize, recognize_files, write_digits
+from mnist_lightning.pictures.recognize import Digit, Reading, recognize, recognize_files, write_digits
 
 NOT_A_PICTURE = "not a PNG, JPEG, BMP, GIF, TIFF or WebP picture"
 FAITHFUL = {"WEBP": {"lossless": True, "exact": True}, "JPEG": {"quality": 97, "subsampling": 0}}
@@ -370,30 +370,60 @@ def test_recognize_files(processes: bool, net: nn.Module, folder: Path, monkeypa
 def test_write_digits(net: nn.Module, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [save("7", "a.png"), save("314", "b.png"), "missing.png"]
     written = write_digits(Path(), files, net)
-    assert written == (3, 4, 1, [Path("pictures.csv"), Path("pictures.png")])
-    assert files_in(folder) == {"in/a.png", "in/b.png", "pictures.csv", "pictures.png"}
+    doubtful = sum(not digit.certain for file in files[:2] for digit in recognize(net, file))
+    assert written == (3, 4, doubtful, 1, [Path("pictures.csv"), Path("pictures.png"), Path("pictures")])
+    copies = {"pictures/001_a.jpg", "pictures/002_b.jpg"}
+    assert files_in(folder) == {"in/a.png", "in/b.png", "pictures.csv", "pictures.png"} | copies
     with open("pictures.csv", newline="") as file:
         header, *rows = csv.reader(file)
     assert header == [*module.COLUMNS, *(f"p{digit}" for digit in range(10)), "error"]
-    assert rows.pop() == ["missing.png", *[""] * 18, "no such file"]
+    assert rows.pop() == ["missing.png", *[""] * 22, "no such file"]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "file         digit  confidence  runner-up  box"
-    assert lines.pop() == "missing.png      -  no such file"
-    expected = [(file, digit) for file in files[:2] for digit in recognize(net, file)]
-    for row, line, (name, digit) in zip(rows, lines[1:], expected, strict=True):
+    readings = [recognize(net, file) for file in files[:2]]
+    least = [f"{min(digit.confidence for digit in reading):>10.1%}" for reading in readings]
+    assert lines == [
+        "file         line  confidence  digits",
+        f"in/a.png        1  {least[0]}  {readings[0].text}",
+        f"in/b.png        1  {least[1]}  {readings[1].text}",
+        "missing.png     -           -  no such file",
+    ]
+    expected = [(file, reading, digit) for file, reading in zip(files, readings, strict=False) for digit in reading]
+    for row, (name, reading, digit) in zip(rows, expected, strict=True):
         second = int(np.argsort(-digit.probabilities)[1])
-        assert row[:2] == [name, str(digit.digit)]
-        assert row[3] == str(second)
-        assert tuple(map(int, row[5:9])) == digit.box
-        np.testing.assert_allclose(np.array(row[9:19], np.float32), digit.probabilities, rtol=1e-5)
-        assert (row[2], row[4], row[19]) == (max(row[9:19], key=float), row[9 + second], "")
-        less, (left, top, right, bottom) = digit.probabilities[second], digit.box
-        shown = f"{name:<11}  {digit.digit:>5}  {digit.confidence:>10.1%}  {second} ({less:>5.1%})"
-        assert line == f"{shown}  {left},{top} to {right},{bottom}"
+        assert row[:6] == [name, "1", str(digit.number), reading.text, str(digit.digit), str(int(digit.certain))]
+        assert row[7] == str(second)
+        assert tuple(map(int, row[9:13])) == digit.box
+        np.testing.assert_allclose(np.array(row[13:23], np.float32), digit.probabilities, rtol=1e-4)
+        assert (row[6], row[8], row[23]) == (max(row[13:23], key=float), row[13 + second], "")
     with Image.open("pictures.png") as picture:
         assert picture.width > 3 * picture.height  # four cards in a row
-    assert write_digits(Path(), ["missing.png"], net) == (1, 0, 1, [Path("pictures.csv")])
+    with Image.open("pictures/001_a.jpg") as picture:  # a box around the digit, blue or orange
+        assert max(picture.size) >= 400
+        assert len(set(picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=8).getdata())) > 2
+    assert write_digits(Path(), ["missing.png"], net) == (1, 0, 0, 1, [Path("pictures.csv")])
     assert files_in(folder) == {"in/a.png", "in/b.png", "pictures.csv"}
+
+
+def test_doubt_and_text() -> None:
+    """Doubtful: the network is unsure, or the judge sees no digit or another one."""
+    assert recognize_two(0.95, 7, 7) == "7"
+    assert recognize_two(0.85, 7, 7) == "7?"
+    assert recognize_two(0.95, 7, 10) == "7?"
+    assert recognize_two(0.95, 7, 1) == "7?"
+    nothing, box = np.zeros(10, np.float32), (0, 0, 1, 1)
+    places = [(4, True, 1, 1), (2, False, 1, 1), (1, True, 1, 2), (8, True, 2, 1)]
+    digits = [Digit(d, 1.0, nothing, box, nothing, certain, line, number) for d, certain, line, number in places]
+    assert Reading(digits).text == "42? 1\n8"
+
+
+def recognize_two(confidence: float, answer: int, opinion: int) -> str:
+    """What is read if the network has this answer, and the judge that opinion."""
+    row, judged = np.full(10, (1 - confidence) / 9, np.float32), np.zeros(11, np.float32)
+    row[answer], judged[opinion] = confidence, 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "classify", lambda net, images: row[None])
+        patch.setattr(module, "judge", lambda images: judged[None])
+        return recognize(nn.Identity(), page("7")).text
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mnist_lightning.errors import InputError
-from mnist_lightning.pictures.prepare import MIN_CONTRAST, Box
+from mnist_lightning.pictures.ink import MIN_CONTRAST
+from mnist_lightning.pictures.prepare import Box
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,16 +19,22 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mnist_lightning.errors import InputError, printable
-from mnist_lightning.files import open_atomic
+from mnist_lightning.files import open_atomic, write_atomic
 from mnist_lightning.models.classify import classify
+from mnist_lightning.pictures.judge import judge
 from mnist_lightning.pictures.prepare import Box, Found, find_digits
 from mnist_lightning.pictures.read import read_picture, surroundings
 
 FILES_AT_ONCE = 256
 WORTH_A_PROCESS = 500  # files; for fewer, starting it takes longer than reading them
 SHOWN = 40  # digits in pictures.png
-TABLE, CARDS = "pictures.csv", "pictures.png"
-COLUMNS = ["file", "digit", "confidence", "runner_up", "runner_up_confidence", "left", "top", "right", "bottom"]
+ANNOTATED = 100  # pictures that get a copy with what was read
+CERTAIN = 0.9  # the least confidence of the network for a certain digit
+NO_DIGIT = 0.5  # the judge's probability of "no digit" from which a find is doubtful
+SIZES = (0.65, 1.35)  # a find much lower or higher than the page's other digits is doubtful: a letter, a bracket
+TABLE, CARDS, COPIES = "pictures.csv", "pictures.png", "pictures"
+COLUMNS = ["file", "line", "number", "text", "digit", "certain", "confidence", "runner_up", "runner_up_confidence"]
+COLUMNS += ["left", "top", "right", "bottom"]
 
 Picture = str | Path | NDArray[np.uint8]
 
@@ -40,6 +47,25 @@ class Digit(NamedTuple):
     probabilities: NDArray[np.float32]  # (10,)
     box: Box  # left, top, right, bottom in the picture's pixels; right and bottom are exclusive
     pixels: NDArray[np.uint8]  # (28, 28), what the network saw
+    certain: bool  # the network is sure, a second one that knows other signs too agrees, and it is as high as the others
+    line: int  # of the page, from 1
+    number: int  # within the line, from 1: the digits without a wide gap between them
+
+    def __str__(self) -> str:
+        """Return the digit, with a question mark if it is doubtful."""
+        return f"{self.digit}" if self.certain else f"{self.digit}?"
+
+
+class Reading(list[Digit]):
+    """The digits of one picture, in reading order."""
+
+    @property
+    def text(self) -> str:
+        """Its lines, with a blank between two numbers: ``42 17\\n8? 3``."""
+        return "\n".join(
+            " ".join("".join(map(str, number)) for _, number in groupby(line, lambda digit: digit.number))
+            for _, line in groupby(self, lambda digit: digit.line)
+        )
 
 
 class Written(NamedTuple):
@@ -47,15 +73,16 @@ class Written(NamedTuple):
 
     pictures: int
     digits: int
+    doubtful: int  # of the digits
     failures: int  # pictures without a digit
     written: list[Path]
 
 
 @overload
-def recognize(net: nn.Module, pictures: Picture) -> list[Digit]: ...  # type: ignore[overload-overlap]  # str
+def recognize(net: nn.Module, pictures: Picture) -> Reading: ...  # type: ignore[overload-overlap]  # str
 @overload
-def recognize(net: nn.Module, pictures: Sequence[Picture]) -> list[list[Digit]]: ...
-def recognize(net: nn.Module, pictures: Picture | Sequence[Picture]) -> list[Digit] | list[list[Digit]]:
+def recognize(net: nn.Module, pictures: Sequence[Picture]) -> list[Reading]: ...
+def recognize(net: nn.Module, pictures: Picture | Sequence[Picture]) -> Reading | list[Reading]:
     """Find and classify the digits of one picture or of several.
 
     Args:
@@ -65,7 +92,8 @@ def recognize(net: nn.Module, pictures: Picture | Sequence[Picture]) -> list[Dig
             ``(H, W, 2)``, RGB ``(H, W, 3)`` or RGBA ``(H, W, 4)``.
 
     Returns:
-        The digits of the picture in reading order, none for an empty page; for a list of pictures a list of these.
+        The digits of the picture in reading order, none for an empty page, and their ``text``; for a list of pictures a
+        list of these.
 
     Raises:
         InputError: If a picture cannot be read; the message names its file.
@@ -87,19 +115,22 @@ def _find(picture: Picture) -> list[Found] | str:
         return str(error)
 
 
-def _classify(net: nn.Module, pictures: Sequence[list[Found] | str]) -> list[list[Digit]]:
+def _classify(net: nn.Module, pictures: Sequence[list[Found] | str]) -> list[Reading]:
     """Classify what is found in each picture; a picture that cannot be read has no digits."""
     lists = [[] if isinstance(found, str) else found for found in pictures]
     images = np.array([digit.pixels for found in lists for digit in found])
-    rows: Iterator[NDArray[np.float32]] = iter(classify(net, images) if len(images) else ())
+    rows = iter(zip(classify(net, images), judge(images), strict=True) if len(images) else ())
 
-    def digit(found: Found, row: NDArray[np.float32]) -> Digit:
-        return Digit(int(row.argmax()), float(row.max()), row, found.box, found.pixels)
+    def digit(found: Found, row: NDArray[np.float32], opinion: NDArray[np.float32]) -> Digit:
+        answer, confidence = int(row.argmax()), float(row.max())
+        certain = confidence >= CERTAIN and opinion[10] < NO_DIGIT and opinion[:10].argmax() == answer
+        certain &= SIZES[0] < found.size < SIZES[1]
+        return Digit(answer, confidence, row, found.box, found.pixels, bool(certain), found.line, found.number)
 
-    return [[digit(found, next(rows)) for found in each] for each in lists]
+    return [Reading(digit(found, *next(rows)) for found in each) for each in lists]
 
 
-def recognize_files(net: nn.Module, files: Sequence[str]) -> Iterator[tuple[str, list[Digit] | str]]:
+def recognize_files(net: nn.Module, files: Sequence[str]) -> Iterator[tuple[str, Reading | str]]:
     """Find and classify the digits of many files; on Linux one process per core reads on while the network works.
 
     Memory does not grow with the number of files.
@@ -134,15 +165,16 @@ def write_digits(folder: Path, files: Sequence[str], net: nn.Module) -> Written:
     """Print and write the digits of picture files, as they come.
 
     ``pictures.csv`` has a row for each digit, and for each file without one and why. ``pictures.png`` shows the first
-    40 digits: where each was found, what the network saw, and the three likeliest digits.
+    40 digits: where each was found, what the network saw, and the three likeliest digits. ``pictures/`` has a copy of
+    each of the first 100 pictures with a box around each digit.
 
     Args:
-        folder: The folder to write to; on an exception its files stay as they were.
+        folder: The folder to write to; on an exception its tables stay as they were.
         files: Paths of pictures.
         net: As for ``recognize``.
     """
-    shown: list[tuple[str, Digit]] = []
-    digits = failures = 0
+    shown: list[tuple[str, Reading]] = []
+    digits = doubtful = failures = 0
     width = min(60, max((len(printable(file)) for file in files), default=0))
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(), open_atomic(folder / TABLE) as file:
@@ -151,25 +183,33 @@ def write_digits(folder: Path, files: Sequence[str], net: nn.Module) -> Written:
         text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
         table = csv.writer(text, lineterminator="\n")
         table.writerow([*COLUMNS, *(f"p{digit}" for digit in range(10)), "error"])
-        _print(f"{'file':<{width}}  digit  confidence  runner-up  box")
+        _print(f"{'file':<{width}}  line  confidence  digits")
         for name, found in recognize_files(net, files):
             start = f"{printable(name):<{width}}"
             if isinstance(found, str):
                 failures += 1
-                _print(f"{start}      -  {found}")
-                table.writerow([name, *[""] * 18, found])
+                _print(f"{start}     -           -  {found}")
+                table.writerow([name, *[""] * (len(COLUMNS) + 9), found])
                 continue
             digits += len(found)
-            shown += [(name, digit) for digit in found[: SHOWN - len(shown)]]
+            doubtful += sum(not digit.certain for digit in found)
+            if len(shown) < ANNOTATED:
+                shown.append((name, found))
+            lines = found.text.split("\n")
             for digit in found:
                 second = int(np.argsort(-digit.probabilities, kind="stable")[1])
                 shares = digit.confidence, float(digit.probabilities[second]), *digit.probabilities.tolist()
                 sure, less, *each = (f"{share:.9g}" for share in shares)  # nine digits keep a float32 exactly
-                table.writerow([name, digit.digit, sure, second, less, *digit.box, *each, ""])
-                box = "{},{} to {},{}".format(*digit.box)
-                _print(f"{start}  {digit.digit:>5}  {shares[0]:>10.1%}  {second} ({shares[1]:>5.1%})  {box}")
+                place = digit.line, digit.number, lines[digit.line - 1]
+                table.writerow(
+                    [name, *place, digit.digit, int(digit.certain), sure, second, less, *digit.box, *each, ""]
+                )
+            for number, line in enumerate(lines, 1):
+                least = min(digit.confidence for digit in found if digit.line == number)
+                _print(f"{start}  {number:>4}  {least:>10.1%}  {line}")
         text.detach()  # writes what it holds
-    return Written(len(files), digits, failures, [folder / TABLE, *_write_cards(folder / CARDS, shown, digits)])
+    drawn = [*_write_cards(folder / CARDS, shown, digits), *_write_copies(folder / COPIES, shown)]
+    return Written(len(files), digits, doubtful, failures, [folder / TABLE, *drawn])
 
 
 def _print(line: str) -> None:
@@ -178,20 +218,32 @@ def _print(line: str) -> None:
     print(line.encode(encoding, "backslashreplace").decode(encoding))
 
 
-def _write_cards(path: Path, shown: Sequence[tuple[str, Digit]], total: int) -> list[Path]:
+def _write_cards(path: Path, shown: Sequence[tuple[str, Reading]], total: int) -> list[Path]:
     from mnist_lightning.report import figures, figures_pictures  # matplotlib takes a while to import
 
     path.unlink(missing_ok=True)
-    cards = []
-    for file, group in groupby(shown, key=lambda pair: pair[0]):
+    cards: list[figures_pictures.FoundDigit] = []
+    for file, digits in shown:
         with suppress(InputError):  # the file is read again rather than kept in memory, and may be gone
-            picture = read_picture(file)
-            for _, digit in group:
+            picture = read_picture(file) if len(cards) < SHOWN else None
+            for digit in digits[: SHOWN - len(cards)]:
                 part, box = surroundings(picture, digit.box)
-                cards.append(figures_pictures.FoundDigit(file, part, box, digit.pixels, digit.probabilities))
+                cards.append(figures_pictures.FoundDigit(file, part, box, digit.pixels, digit.probabilities, digit.certain))
     if not cards:
         return []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+")  # a name in a script that the font lacks
         figures.save(figures_pictures.found_digits(cards, total), path)
     return [path]
+
+
+def _write_copies(folder: Path, shown: Sequence[tuple[str, Reading]]) -> list[Path]:
+    from mnist_lightning.report.figures_pictures import annotated
+
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
+    for number, (file, digits) in enumerate(shown, 1):
+        with suppress(InputError):
+            copy = annotated(read_picture(file), [(digit.box, str(digit), digit.certain) for digit in digits])
+            folder.mkdir(exist_ok=True)
+            write_atomic(folder / f"{number:03}_{Path(file).stem}.jpg", copy)
+    return [folder] if folder.exists() else []
