@@ -16,18 +16,19 @@ from mnist_lightning.usage import PROGRAM, answer, expand
 DEBUG_SWITCH = "MNIST_LIGHTNING_DEBUG"
 
 
-def _runs(args: Sequence[str]) -> int:
+def list_runs(args: Sequence[str]) -> str:
+    """Return what the verb ``runs`` prints; it needs no torch."""
     parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--sort", choices=COLUMNS, default="when")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--log_dir", default=LOG_DIR)
     known, rest = parser.parse_known_args(args)
     if rest:
-        raise InputError(f"unknown argument {rest[0]}; {PROGRAM} runs --help shows the options")
+        raise InputError(f"unknown argument {rest[0]}; see --help")
     found = runs(known.log_dir, known.sort)
-    empty = f"No runs in {known.log_dir}: train one first, {PROGRAM} fit"
-    print(json.dumps(found, indent=2) if known.json else runs_table(found) if found else empty, flush=True)
-    return 0
+    if known.json:
+        return json.dumps(found, indent=2)
+    return runs_table(found) if found else f"No runs in {known.log_dir}: train one first, {PROGRAM} fit"
 
 
 def complain(message: str, error: BaseException) -> None:
@@ -41,8 +42,8 @@ def can_be_fixed(error: BaseException) -> bool:
     if isinstance(error, (InputError, argparse.ArgumentError, OSError)):
         return True  # OSError: a disk that is full, a folder that may not be written
     source = list(traceback.walk_tb(error.__traceback__))[-1][0].f_globals.get("__name__", "")
-    kinds = {"ValueError", "RuntimeError", "ImportError", "MisconfigurationException"}
-    return source.startswith("lightning.") and bool(kinds & {kind.__name__ for kind in type(error).__mro__})
+    refused = isinstance(error, (ValueError, RuntimeError, ImportError))
+    return source.startswith("lightning.") and (refused or type(error).__name__ == "MisconfigurationException")
 
 
 def main(args: Sequence[str]) -> int:
@@ -56,11 +57,9 @@ def main(args: Sequence[str]) -> int:
     """
     signals.listen()
     try:
-        if (text := answer(args)) is not None:
+        if text := answer(args) or (list_runs(args[1:]) if args[0] == "runs" else ""):
             print(text, flush=True)
             return 0
-        if args[0] == "runs":
-            return _runs(args[1:])
         long = expand(args[1:])
         from mnist_lightning.verbs import run  # here, since torch and Lightning take seconds to import
 
@@ -69,10 +68,10 @@ def main(args: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit raises it again
         return 1
     except BaseException as error:
-        if signals.received or isinstance(error, KeyboardInterrupt):  # also what an interrupted import raises instead
-            number = [*signals.received, signal.SIGINT][0]
-            ranks = filter(None, map(os.environ.get, ("RANK", "LOCAL_RANK", "SLURM_PROCID")))  # one says it for all
-            if next(ranks, "0") == "0":
+        if signals.received:  # the error may be another one: an interrupted import raises what it likes
+            number = signals.received[0]
+            ranks = filter(None, map(os.environ.get, ("RANK", "LOCAL_RANK", "SLURM_PROCID")))
+            if next(ranks, "0") == "0":  # one process says it for all
                 complain(f"stopped by {signal.Signals(number).name}", error)
             return 128 + number
         if os.environ.get(DEBUG_SWITCH) or not can_be_fixed(error):

@@ -1,8 +1,6 @@
 """Errors that the user can fix, each in one line."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -25,22 +23,14 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-@contextmanager
-def refusals() -> Iterator[None]:
-    """Turn a class's error about its arguments into an InputError."""
-    try:
-        yield
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(condense(str(error))) from error
-
-
 # Replacements for jsonargparse's wording, in each line.
 _REWORDINGS = (
     (r"Type typing\.Callable.* expects a function or a callable class: ", ""),
     (r'Parser key "[\w.]+":', ""),
+    (r"unrecognized arguments: ([^\s=+]+).*", r"unknown argument \1"),
     (r"\.? ?Got value: (Namespace|NestedArg)\(.*", ""),
     (r"\.? Got value: ", ", got "),
-    (r"Expected a dot import path string: (.*)", r"unknown class \1: give one that --help-all lists or an import path"),
+    (r"Expected a dot import path string: (.*)", r"unknown class \1"),
     (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
     (r"typing\.Literal", "one of "),
     (r"Expected an? ", "expected "),
@@ -66,7 +56,7 @@ def condense(message: str) -> str:
         if line and not _NOISE.match(line):
             lines[line] = None
     text = "; ".join(lines)
-    given = re.search(r"Given value: (\S+)$", message)
+    given = re.search(r"Given value: (?:NestedArg.*val=')?([^\s']+)(?:'\))?$", message)
     if given and not re.search(r"\b(got|unknown class) ", text):
         text += f", got {given[1]}"
     keys = re.findall(r'Parser key "([\w.]+)":', message)

@@ -6,7 +6,7 @@ from types import FrameType
 from typing import Any
 
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-received: list[int] = []
+received: list[int] = []  # the signal that stopped the process, if one did
 
 
 def listen(*_: Any) -> None:

@@ -18,14 +18,10 @@ OVERVIEW, *_SECTIONS = re.split(r"\n\n(?=usage: )", HELP.rstrip())
 VERBS: dict[str, str] = dict(re.findall(r"^  (\w+) +(.+)$", OVERVIEW, re.M))
 HELP_OF = dict(zip(VERBS, _SECTIONS, strict=True))
 SHORT: dict[str, str] = dict(re.findall(r"--(\w+)\s+for\s+--([\w.]+)", HELP_OF["fit"]))  # short forms of flags
-CLASSES = {  # what a flag can name in one word; the default first
-    "model.net": ("MLP", "CNN"),
-    "model.lr_scheduler": ("OneCycle", "Cosine", "Plateau", "ReduceLROnPlateau"),
-    "data": ("MNIST", "FashionMNIST", "KMNIST", "UCIDigits", "Kaggle"),
-    "data.augmentation": ("Augmentation",),
-}
-PATHS = {"ReduceLROnPlateau": "lightning.pytorch.cli.ReduceLROnPlateau"}
-SYNONYMS = {"train": "fit", "evaluate": "test", "learning_rate": "lr", "max_epochs": "epochs", "resume": "ckpt_path"}
+DEFAULTS = {"model.net": "mnist_lightning.MLP", "data": "mnist_lightning.MNIST"}
+# Names that torch and torchvision use too, so that the parser would find them ambiguous.
+PATHS = {"MLP": "mnist_lightning.MLP", "ReduceLROnPlateau": "lightning.pytorch.cli.ReduceLROnPlateau"}
+SYNONYMS = {"train": "fit", "evaluate": "test", "learning_rate": "lr", "resume": "ckpt_path"}
 
 
 def about(verb: str) -> dict[str, str]:
@@ -50,53 +46,41 @@ def answer(args: Sequence[str]) -> str | None:
     if {"-h", "--help"} & set(args) or (verb == "runs" and "--help-all" in args):
         return HELP_OF[verb]
     names = set(re.findall(r"--([\w-]+)", HELP_OF[verb]))
-    if verb != "predict" and args[1:] and args[1][:1] != "-":
-        hint = closest(args[1], names, "--") or f"; {PROGRAM} {verb} --help shows the options"
-        raise InputError(f"unknown argument {args[1]}{hint}")
     for word in args:
         if (found := re.match(r"--(\w[^.=+]*)([^=+]*)", word)) and found[1] not in names:
-            hint = closest(found[1], names, "--", found[2]) or f"; {PROGRAM} {verb} --help-all lists all flags"
-            raise InputError(f"unknown flag {found[0]}{hint}")
+            raise InputError(f"unknown argument {found[0]}{closest(found[1], names, '--', found[2])}")
     return None
 
 
 def closest(word: str, names: Iterable[str], prefix: str = "", rest: str = "") -> str:
-    """Return a question for the name that a misspelled word may mean; empty if none is near.
+    """Return how to go on after an unknown word: with the name that it may mean, if one is near.
 
     >>> closest("epoch", ["epochs", "lr"], "--")
     '; did you mean --epochs?'
     """
-    known = {name: name for name in names}
-    known |= {name: other for name, other in SYNONYMS.items() if other in known}
-    found = get_close_matches(word, known, n=1)
-    return f"; did you mean {prefix}{known[found[0]]}{rest}?" if found else ""
+    found = get_close_matches(SYNONYMS.get(word, word), names, n=1)
+    return f"; did you mean {prefix}{found[0]}{rest}?" if found else "; see --help"
 
 
 def expand(args: Sequence[str]) -> list[str]:
-    """Return a verb's arguments with long flags, and with import paths for the classes in ``CLASSES``.
+    """Return a verb's arguments with long flags, and with import paths for ambiguous names.
 
-    Other packages have classes of the same names, which the parser would find ambiguous. The help of a class is the
-    default one's if none is given, and words before the first flag are pictures.
+    The help of a network or a data set is the one of the class given, or of the default.
 
-    >>> expand(["--epochs=5", "--net", "MLP", "--data.help"])
-    ['--trainer.max_epochs=5', '--model.net', 'mnist_lightning.MLP', '--data.help', 'mnist_lightning.MNIST']
-    >>> expand(["a.png", "--lr", "1"])
-    ['--images', 'a.png', '--model.optimizer.lr', '1']
+    >>> expand(["--epochs=5", "--net", "MLP", "--lr", "1"])
+    ['--trainer.max_epochs=5', '--model.net', 'mnist_lightning.MLP', '--model.optimizer.lr', '1']
+    >>> expand(["--net", "CNN", "--net.help"])
+    ['--model.net.help', 'CNN']
     """
-    words = ["--images", *args] if args and args[0][:1] != "-" else [*args]
-    if words.count("--images") > 1:
-        raise InputError("give pictures before the flags or with --images, not both")
     long = {**SHORT, "help-all": "help"}
-    words = [re.sub(r"^--([\w-]+)", lambda found: f"--{long.get(found[1], found[1])}", word) for word in words]
+    words = [re.sub(r"^--([\w-]+)", lambda found: f"--{long.get(found[1], found[1])}", word) for word in args]
+    after = dict(pairwise([*words, "-"]))
+    for flag, default in DEFAULTS.items():
+        if (asked := f"--{flag}.help") in words:
+            given = after.get(f"--{flag}", default)
+            words = [asked, given if after[asked][:1] == "-" else after[asked]]  # the other words have no effect
     for at, word in enumerate(words):
-        asked = word[2:].removesuffix(".help")
-        if word == f"--{asked}.help" and asked in CLASSES:  # what follows has no effect
-            given = dict(pairwise(words[:at])).get(f"--{asked}", CLASSES[asked][0])
-            named = [name for name in words[at + 1 : at + 2] if name[:1] != "-"]
-            words = [*words[: at + 1], *(named or [given])]
-            break
-    for at, word in enumerate(words):
-        flag, _, value = word.rpartition("=") if word[:1] == "-" else (words[at - 1], "", word)
-        if value in CLASSES.get(flag[2:].removesuffix(".help"), ()):
-            words[at] = word.removesuffix(value) + PATHS.get(value, f"mnist_lightning.{value}")
+        flag, _, name = word.rpartition("=") if word[:1] == "-" else (words[at - 1], "", word)
+        if name in PATHS and flag.startswith("--model."):
+            words[at] = word.removesuffix(name) + PATHS[name]
     return words

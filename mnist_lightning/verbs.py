@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from mnist_lightning.parsing import FitCLI, look_ahead, parse
 from mnist_lightning.report import text
 from mnist_lightning.signals import listen
 from mnist_lightning.training.fit import fit
+from mnist_lightning.training.loggers import show_pictures
 from mnist_lightning.training.run import Run, as_list, config_of, find_checkpoint, find_last, load_run
 from mnist_lightning.training.runs import LOG_DIR
-from mnist_lightning.usage import PROGRAM, VERBS
+from mnist_lightning.usage import PROGRAM
 
 NOT_NEWS = re.compile(  # log messages that another line says, or that say nothing useful
     r"💡|Seed set to|GPU available|TPU available: False|Restor(ing|ed all) states|`Trainer.fit` stopped: `max_epochs|"
@@ -66,18 +67,17 @@ def trainer_kwargs(settings: Namespace, *callbacks: Callback) -> dict[str, Any]:
 
 def load(verb: str, args: Sequence[str], **options: dict[str, Any]) -> tuple[Run, dict[str, Any], Namespace]:
     """Return the run that a verb is for, the Trainer's arguments, and the verb's options."""
-    known, _ = look_ahead(args)
+    known = look_ahead(args)
     paths = [] if any(word.endswith("help") for word in args) else known.ckpt_path or [None]
     files = [find_checkpoint(path, "best", known.log_dir) for path in paths]
     parsed = parse(verb, args, (config_of(files[0]) if files else None) or {}, **options)
-    chosen = files if len(files) > 1 else files[0]
-    run = load_run(chosen, data=parsed.data, log_dir=known.log_dir, tta=parsed.tta)
+    run = load_run(files if len(files) > 1 else files[0], data=parsed.data, log_dir=known.log_dir, tta=parsed.tta)
     say(f"Checkpoint: {', '.join(map(str, files))}" + ("" if known.ckpt_path else " (the best of the newest run)"))
     return run, trainer_kwargs(parsed.trainer, CommandLine()), parsed
 
 
-def _fit(args: Sequence[str]) -> int:
-    known, _ = look_ahead(args)
+def _fit(args: Sequence[str]) -> None:
+    known = look_ahead(args)
     last = step = None
     if known.ckpt_path is not None:
         last = find_last(known.ckpt_path[0], known.log_dir)
@@ -93,50 +93,52 @@ def _fit(args: Sequence[str]) -> int:
     run = fit(cli.model, cli.datamodule, seed=seed, **names, **trainer)
     record = run.record
     if not record:
-        say("fast_dev_run: nothing was written")
-        return 0
+        return say("fast_dev_run: nothing was written")
     say(f"\n{text.fit_table(record, str(run.folder))}\n")
     if step == record["global_step"]:
         say(f"Nothing was left to train; to train on, raise --epochs above {record['epochs']}.")
     if run.checkpoint and run.checkpoint.stem == record["weights"]:
         where = "" if run.folder.parent == Path(LOG_DIR) else f" --ckpt_path {run.folder}"
         say(f"Next: {PROGRAM} {'test' if run.data.has_test_labels else 'predict'}{where}")
-    return 0
 
 
-def _validate(args: Sequence[str]) -> int:
+def _validate(args: Sequence[str]) -> None:
     run, trainer, _ = load("validate", args)
     metrics = run.validate(**trainer)
     say(f"\nvalidation accuracy {metrics['accuracy']:.2%}   loss {metrics['loss']:.4f}")
-    return 0
 
 
-def _test(args: Sequence[str]) -> int:
+def _test(args: Sequence[str]) -> None:
     run, trainer, parsed = load("test", args, robustness={"type": bool, "default": False})
     metrics = run.test(robustness=parsed.robustness, **trainer)
     report = run.folder / "report" / "index.html"
     say(f"\n{text.test_table(metrics)}\n\nReport: {report}" if metrics else "fast_dev_run: nothing was written")
-    return 0
 
 
 def _predict(args: Sequence[str]) -> int:
+    args = ["--images", *args] if args and args[0][:1] != "-" else args
     run, trainer, parsed = load("predict", args, images={"type": str, "nargs": "+"})
     if parsed.images is None:
         run.predict(**trainer)
         say(f"Written: {', '.join(map(str, run.written))}" if run.written else "fast_dev_run: nothing was written")
         return 0
     from mnist_lightning.pictures.read import picture_files  # here, since OpenCV takes a while to import
-    from mnist_lightning.pictures.recognize import write_digits
+    from mnist_lightning.pictures.recognize import CARDS, COPIES, write_digits
 
     uses_gpu = torch.cuda.is_available() and trainer.get("accelerator") != "cpu"
     net = run.model.net.to("cuda" if uses_gpu else "cpu")
     done = write_digits(run.folder, picture_files(parsed.images), net)
-    say(f"\nDigits: {done.digits:,}   pictures: {done.pictures:,}   without a digit: {done.failures:,}")
+    shown = {file.stem: file for file in sorted((run.folder / COPIES).glob("*.jpg"))[:10]}
+    if shown:
+        pngs = {name: file.read_bytes() for name, file in {"cards": run.folder / CARDS, **shown}.items()}
+        show_pictures(run.folder, run.record.get("global_step", 0), pngs)
+    doubtful = f" ({done.doubtful:,} doubtful)" if done.doubtful else ""
+    say(f"\nDigits: {done.digits:,}{doubtful}   pictures: {done.pictures:,}   without a digit: {done.failures:,}")
     say(f"Written: {', '.join(map(str, done.written))}")
     return 1 if done.failures else 0
 
 
-def _describe(args: Sequence[str]) -> int:
+def _describe(args: Sequence[str]) -> None:
     parsed = parse("describe", args, output={"type": str}, augmentation={"type": bool, "default": False})
     data: DigitDataModule = parsed.data
     data.prepare_data()
@@ -149,7 +151,6 @@ def _describe(args: Sequence[str]) -> int:
     augment = partial(augmented, data.augmentation or Augmentation()) if parsed.augmentation else None
     described = write_description(folder, shown, augment)
     say(f"{type(data).__name__}\n\n{text.description_table(described)}\n\nWritten: {folder}/")
-    return 0
 
 
 def _doctor(args: Sequence[str]) -> int:
@@ -162,7 +163,8 @@ def _doctor(args: Sequence[str]) -> int:
     return doctor(parsed.data, log_dir, parsed.accelerator, parsed.devices, parsed.num_nodes)
 
 
-COMMANDS = dict(zip(VERBS, (_fit, _validate, _test, _predict, _describe, _doctor), strict=False))  # not runs
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {"fit": _fit, "validate": _validate, "test": _test}
+COMMANDS |= {"predict": _predict, "describe": _describe, "doctor": _doctor}
 
 
 @rank_zero_only
@@ -183,7 +185,7 @@ def run(verb: str, args: Sequence[str]) -> int:
     """Run a verb, and return the exit code."""
     quieten()
     try:
-        return COMMANDS[verb](args)
+        return COMMANDS[verb](args) or 0
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -17,6 +17,7 @@ import yaml
 from conftest import files_in
 from lightning.pytorch import Trainer
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from mnist_lightning import MLP, MNIST, DigitClassifier, __main__, __version__, cli, load_run, usage
@@ -66,13 +67,8 @@ def test_whole_way(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "Run folder: lightning_logs/version_0"
     )
     assert [line.split("  ")[0] for line in lines[7:9]] == ["Epoch 1/2", "Epoch 2/2"]
-    rows = [line.split() for line in lines[2:6]]
-    assert rows == [
-        ["layer", "output", "parameters"],
-        ["Flatten", "784", "0"],
-        ["Linear", "16", "12,560"],
-        ["Linear", "10", "170"],
-    ]
+    rows = [" ".join(line.split()) for line in lines[2:6]]
+    assert rows == ["layer output parameters", "Flatten 784 0", "Linear 16 12,560", "Linear 10 170"]
     record = json.loads((folder / "lightning_logs/version_0/run.json").read_text())
     assert lines[10].startswith(f"Best validation accuracy  {record['best_val_acc']:.2%}")
     assert lines[11:13] == ["Epochs                    2", "Updates                   72"]
@@ -107,13 +103,17 @@ def test_pictures_have_files_of_their_own(folder: Path, capsys: pytest.CaptureFi
     Image.fromarray(np.full((60, 60), 255, np.uint8)).save("none.png")
     run(capsys, "predict")
     before = (folder / "lightning_logs/a/predictions.csv").read_bytes()
-    out = run(capsys, "predict", "one.png", "none.png", code=1)
-    assert "none.png" in out
+    lines = run(capsys, "predict", "one.png", "none.png", "gone.png", code=1).splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == ["one.png", "none.png", "gone.png"]
+    assert [line.split("  ")[-1] for line in lines[3:5]] == ["no digit found", "no such file"]
+    assert re.fullmatch(r"Digits: 1( \(1 doubtful\))?   pictures: 3   without a digit: 2", lines[6])
     assert (folder / "lightning_logs/a/predictions.csv").read_bytes() == before
     rows = (folder / "lightning_logs/a/pictures.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows] == ["file", "one.png", "none.png"]
-    assert "pictures.png" in files_in(folder / "lightning_logs/a")
+    assert [row.split(",")[0] for row in rows] == ["file", "one.png", "none.png", "gone.png"]
     assert "pictures: 1 " in run(capsys, "predict", "--images", "one.png")
+    events = EventAccumulator("lightning_logs/a").Reload()
+    assert {"pictures/cards", "pictures/001_one"} == set(events.Tags()["images"])
+    assert events.Images("pictures/cards")[0].step == load_run().record["global_step"]
 
 
 def test_name_and_init_from(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,22 +143,15 @@ def test_own_network_with_plain_values(folder: Path, capsys: pytest.CaptureFixtu
 
 
 def test_stranger_runs_no_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A pickle with code, and class paths that are not of torch.nn, torch.optim or this package."""
+    """Class paths that are not of torch.nn, torch.optim or this package."""
 
-    class Evil:
-        def __reduce__(self) -> Any:
-            return os.mkdir, ("evil",)
-
-    def refused(settings: Any, **more: Any) -> str:
-        torch.save({"state_dict": {}, "hyper_parameters": {"net": settings}, "global_step": 0, **more}, "x.ckpt")
+    def refused(settings: Any) -> str:
+        torch.save({"state_dict": {}, "hyper_parameters": {"net": settings}, "global_step": 0}, "x.ckpt")
         return refusal(capsys, "test", "--ckpt_path", "x.ckpt", "--data", "UCIDigits")
 
-    assert "cannot read the checkpoint x.ckpt: it is damaged, or holds more than weights" in refused({}, evil=Evil())
     for path in ("os.mkdir", "subprocess.Popen", "torch.hub.load", "lightning.pytorch.Trainer", "tests.conftest.X"):
         message = refused({"class_path": path, "init_args": {"path": "evil"}})
-        assert message.startswith(
-            f"{path} is not a class of torch.nn, torch.optim or mnist_lightning, and a checkpoint may name"
-        )
+        assert message.startswith(f"{path} is not a class of torch.nn, torch.optim or mnist_lightning")
     for path in ("mnist_lightning.cli.main", "mnist_lightning.fit", "torch.nn.init.os", "torch.optim.swa_utils.math"):
         assert refused({"class_path": path}).startswith(f"cannot make {path}: ")
     nested = {"class_path": "torch.nn.Sequential", "init_args": {"x": {"class_path": "os.mkdir"}}}
@@ -199,49 +192,40 @@ def test_augmentation_that_cannot_be_read_back(folder: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("", None),
-        ("fly", "the first argument must be one of fit, validate, test, predict, describe, doctor, runs, got fly"),
-        ("trian", "the first argument must be .*, got trian; did you mean fit\\?"),
-        ("--data X fit", "the first argument must be one of fit, .*, got --data"),
-        ("fit --epoch 3", r"unknown flag --epoch; did you mean --epochs\?"),
-        ("fit --learning_rate=3", r"unknown flag --learning_rate; did you mean --lr\?"),
-        ("fit --modle.net CNN", r"unknown flag --modle.net; did you mean --model.net\?"),
-        ("fit --nonsense 1", "unknown flag --nonsense; python -m mnist_lightning fit --help-all lists all flags"),
-        ("test lightning_logs/a", "unknown argument lightning_logs/a; python -m mnist_lightning test --help shows .*"),
-        ("test --lr 1", "unknown flag --lr; .*"),
-        ("predict --tta 1 a.png", "no run with best.ckpt.*"),
-        ("predict a.png --images b.png", "give pictures before the flags or with --images, not both"),
-        ("fit --trainer.max_epoch 1", r"unknown flag --trainer.max_epoch; did you mean --trainer.max_epochs\?"),
-        ("fit --data.batchsize 3", r"unknown flag --data.batchsize; did you mean --data.batch_size\?"),
-        ("fit --net.hiden_sizes [3]", r"unknown flag --model.net.hiden_sizes; did you mean --model.net.hidden_sizes\?"),
-        ("fit --model.optimizer.lrr 1", r"unknown flag --model.optimizer.lrr; did you mean --model.optimizer.lr\?"),
+        ("fly", "the first argument must be one of fit, validate, test, predict, describe, doctor, runs, got fly; .*"),
+        ("tests", r"the first argument must be .*, got tests; did you mean test\?"),
+        ("train", r"the first argument must be .*, got train; did you mean fit\?"),
+        ("fit --epoch 3", r"unknown argument --epoch; did you mean --epochs\?"),
+        ("fit --learning_rate=3", r"unknown argument --learning_rate; did you mean --lr\?"),
+        ("fit --modle.net CNN", r"unknown argument --modle.net; did you mean --model.net\?"),
+        ("test --lr 1", "unknown argument --lr; see --help"),
+        ("describe --ckpt_path x", "unknown argument --ckpt_path; see --help"),
+        ("runs --json extra", "unknown argument extra; see --help"),
+        ("runs --sort speed", "argument --sort: invalid choice: 'speed' .*'validation'.*"),
+        ("fit extra", "unknown argument extra; see --help"),
+        ("fit --trainer.max_epoch 1", r"unknown argument --trainer.max_epoch; did you mean --trainer.max_epochs\?"),
+        ("fit --data.batchsize 3", r"unknown argument --data.batchsize; did you mean --data.batch_size\?"),
+        ("fit --net.hiden_sizes [3]", r"unknown argument --model.net.hiden_sizes; .* --model.net.hidden_sizes\?"),
+        ("fit --model.optimizer.lrr 1", r"unknown argument --model.optimizer.lrr; .* --model.optimizer.lr\?"),
         ("fit --net MLPP", r"--model.net: unknown class MLPP; did you mean MLP\?"),
         ("fit --data FashonMNIST", r"--data: unknown class FashonMNIST; did you mean FashionMNIST\?"),
         ("fit --model.optimizer Adm", r"--model.optimizer: unknown class Adm; did you mean Adam\?"),
-        (
-            "fit --trainer.max_epochs 1 extra",
-            "unknown argument extra; write --flag value, and pictures before the flags",
-        ),
-        ("runs --sort speed", "argument --sort: invalid choice: 'speed' .*'validation'.*"),
-        ("runs --json extra", "unknown argument extra; .*"),
-        ("test", "no run with best.ckpt in lightning_logs: train one first, python -m mnist_lightning fit"),
+        ("fit --net Nope", "--model.net: unknown class Nope; see --help"),
+        ("predict a.png", "no run with best.ckpt in lightning_logs: train one first, python -m mnist_lightning fit"),
         ("fit --ckpt_path last", "no run with last.ckpt in lightning_logs: train one first.*"),
-        ("fit --data.batch_size abc", r"--data.*batch_size: .*expected int.*abc.*"),
+        ("test --ckpt_path nowhere", "no checkpoint at nowhere: give a run folder or a checkpoint file"),
+        ("test --ckpt_path file", "cannot read the checkpoint file: it is damaged, .*"),
+        ("fit --data.batch_size abc", "--data.batch_size: expected int, got abc"),
         ("fit --data.batch_size 0", "batch_size must be at least 1, got 0"),
         ("fit --data.val_fraction 1", r"val_fraction must be in \[0, 1\), got 1.0"),
         ("fit --model.net.dropout 1", r"dropout must be in \[0, 1\), got 1.0"),
-        ("fit --model.net Nope", ".*--model.*net: .*Nope.*"),
-        (
-            "fit --model.optimizer SGD --model.optimizer.lr -1",
-            "the optimizer or .* was refused: Invalid learning rate: -1.0",
-        ),
-        ("fit --seed_everything -1", r"--seed_everything must be in \[0, 2\*\*32\), got -1"),
-        ("fit --trainer.precision 7", ".*precision.*7.*"),
-        ("fit --data UCIDigits --config nowhere.yaml", ".*nowhere.yaml.*"),
+        ("fit --model.optimizer SGD --lr -1", "the optimizer or .* was refused: Invalid learning rate: -1.0"),
+        ("fit --seed -1", "-1 is not in bounds, .* from 0 to 4294967295"),
+        ("fit --precision 7", "--trainer.precision: expected one of .*, got 7"),
+        ("fit --device gpu", ".*gpu.*|.*CUDA.*|.*GPU.*"),
+        ("fit --config nowhere.yaml", ".*nowhere.yaml.*"),
         ("describe --config nowhere.yaml", "cannot read the settings in nowhere.yaml: .*No such file.*"),
-        ("describe --output file", ".*file.*"),
-        ("describe --ckpt_path x", "unknown flag --ckpt_path; .*"),
-        ("fit --trainer.accelerator gpu", ".*gpu.*|.*CUDA.*|.*GPU.*"),
+        ("describe --output file", "file.*: (File exists|Not a directory)"),
         (
             "fit --trainer.precision bf16-mixed --trainer.gradient_clip_val 1",
             ".*--model.optimizer Adam --model.optimizer.fused false",
@@ -252,36 +236,16 @@ def test_augmentation_that_cannot_be_read_back(folder: Path, capsys: pytest.Capt
         ),
         ("fit --trainer.default_root_dir file", "cannot make a run folder in file.lightning_logs: .*"),
         ("fit --name a/b", "a run's name must be one folder name, .* got a/b"),
-        ("test --ckpt_path nowhere", "no checkpoint at nowhere: give a run folder or a checkpoint file"),
-        ("test --ckpt_path file", "cannot read the checkpoint file: it is damaged, .*"),
     ],
 )
-def test_one_line_errors(args: str, message: str | None, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_line_errors(args: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "file").write_text("")
     words = args.split()
-    if message is None:
-        verbs = ["fit", "validate", "test", "predict", "describe", "doctor", "runs"]
-        assert re.findall(r"^  (\w+) ", run(capsys, *words), re.M) == verbs
-        return
-    if words[0] in ("fit", "describe") and not {"--config", "--ckpt_path", "FashonMNIST"} & set(words):
-        words[1:1] = ["--data", "UCIDigits"]
-    assert re.fullmatch(message, refusal(capsys, *words)), refusal(capsys, *words)
+    if words[0] in ("fit", "describe") and "--data" not in words and "last" not in words:
+        words += ["--data", "UCIDigits"]
+    line = refusal(capsys, *words)
+    assert re.fullmatch(message, line), line
     assert files_in(folder) == {"file"}
-
-
-def test_schedule_follows_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The fastest recipe on other data, and with another number of epochs: it uses its whole cycle."""
-    config = str(ROOT / "configs/fast.yaml")
-    run(
-        capsys, "fit", "--config", config, "--data", "UCIDigits", "--trainer.max_epochs", "7", "--data.batch_size", "32"
-    )
-    trained = load_run()
-    assert trained.record["global_step"] == 7 * 36
-    assert trained.best_val_acc is not None
-    assert trained.best_val_acc > 0.95
-    state = torch.load(trained.folder / "checkpoints/last.ckpt", weights_only=True)["lr_schedulers"][0]
-    assert (state["total_steps"], state["_last_lr"][0] < 1e-6) == (252, True)
-    run(capsys, "fit", "--ckpt_path", "last", "--trainer.max_epochs", "8")
 
 
 def test_script_finds_the_current_folder(folder: Path) -> None:
@@ -359,7 +323,6 @@ def test_help_states_the_real_defaults(capsys: pytest.CaptureFixture[str]) -> No
         for flag, default in stated(verb).items():
             own = re.search(rf" {flag} [A-Z{{].*?default: (\w+)\)", everything)
             assert (own[1].lower() if own else expected.get(flag, "data")) == default
-    assert [example[0] for example in usage.CLASSES.values()] == ["MLP", "OneCycle", "MNIST", "Augmentation"]
 
 
 def test_short_forms(capsys: pytest.CaptureFixture[str]) -> None:
@@ -387,12 +350,14 @@ def test_help_of_a_class(capsys: pytest.CaptureFixture[str]) -> None:
         out = printed(capsys, "fit", *args)
         flags = re.findall(r"^  --model\.net\.(\w+)", out, re.M)
         assert flags == list(inspect.signature(MLP).parameters)
-        assert out.endswith("--model.net can be MLP, CNN, or any import path.\n")
     assert "--model.net.width WIDTH" in printed(capsys, "fit", "--net", "CNN", "--net.help")
-    assert re.search(r"--data.batch_size .*--data can be MNIST, ", printed(capsys, "test", "--data.help"), re.S)
+    assert "--data.mirrors MIRRORS" in printed(capsys, "test", "--data.help")
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for args in ([], ["--help"], ["help"]):
+        verbs = re.findall(r"^  (\w+) ", run(capsys, *args), re.M)
+        assert verbs == ["fit", "validate", "test", "predict", "describe", "doctor", "runs"]
     versions = [sys.version.split()[0], torch.__version__.partition("+")[0]]
     expected = "mnist_lightning {} (Python {}, torch {}, lightning ".format(__version__, *versions)
     for flag in ("--version", "-V"):

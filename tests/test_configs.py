@@ -45,3 +45,4 @@ def test_the_fast_config_fits_its_schedule_to_the_run() -> None:
         optimizer.step()
         schedule.step()
     assert [row["lr"] for row in load_run().history if "lr" in row] == pytest.approx(rates[::5])
+    assert main(["fit", "--ckpt_path", "last", "--epochs", "8"]) == 0

@@ -36,7 +36,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     probabilities = LogisticRegression(C=0.1).fit(x[:800], labels[:800]).predict_proba(x[800:])
     test = images[800:].astype(np.uint8), labels[800:], probabilities
     folder = tmp_path_factory.mktemp("report")
-    return folder / "index.html", *write_report(folder, "runs/<a&b>", HOSTILE, *test, 0.25, HISTORY, RECORD)
+    return folder / "index.html", *write_report(folder, "runs/<a&b>", HOSTILE, test, 0.25, HISTORY, RECORD)
 
 
 def test_page_needs_no_other_file_and_shows_every_figure(report: tuple[Path, Any, dict[str, bytes]]) -> None:
@@ -45,7 +45,7 @@ def test_page_needs_no_other_file_and_shows_every_figure(report: tuple[Path, Any
     assert not re.search(r"https?:|//|@import|url\(|<script|<iframe", without_figures)
     assert {link.strip("#") for link in re.findall(r'href="(#\w+)"', html)} == set(re.findall(r' id="(\w+)"', html))
     plots = re.findall(r'<img class="plot" src="data:image/svg\+xml;base64,([^"]*)" alt="[^"]{20,}">', html)
-    assert ["<svg" in base64.b64decode(plot).decode() for plot in plots] == [True] * 8
+    assert ["<svg" in base64.b64decode(plot).decode() for plot in plots] == [True] * 7
     tiles = re.findall(r'<img src="data:image/png;base64,([^"]*)" alt="true \d, predicted \d">', html)
     assert len(tiles) == min(round(997 * (1 - report[1]["accuracy"])), 40) + 40
     assert {Image.open(io.BytesIO(base64.b64decode(tile))).size for tile in tiles} == {(28, 28)}
@@ -128,7 +128,7 @@ def test_page_fits_the_screen(browser: webdriver.Chrome, width: int) -> None:
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     size = "i => i.checkVisibility() ? [i.naturalWidth, i.width, i.height] : [0]"
     sizes = browser.execute_script(f"return [...document.querySelectorAll('.plot')].map({size})")
-    assert len(sizes) == 8
+    assert len(sizes) == 7
     assert min(map(min, sizes)) > 200
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     wide = "return [...document.querySelectorAll('.card')].filter(card => card.scrollWidth > card.clientWidth).length"

@@ -44,7 +44,8 @@ def picture(figure: Figure) -> NDArray[Any]:
     return figure.axes[0].images[0].get_array().astype(float).filled(np.nan)
 
 
-RESULT = {"dataset": "MNIST", "num_examples": 10, "loss": 0.0, **metrics.classification(np.arange(10), np.eye(10))}
+RESULT = {"dataset": "MNIST", "num_examples": 10, "loss": 0.0, "class_names": text.DIGIT_NAMES}
+RESULT |= metrics.classification(np.arange(10), np.eye(10))
 
 
 # Metrics
@@ -255,12 +256,12 @@ def test_write_report_of_an_unusual_test(case: str, folder: Path) -> None:
     data = _, labels, probabilities = predictions(1 if case == "one image" else 60, skill, digits)
     probabilities[: {"some nan": 5, "all nan": 60}.get(case, 0)] = np.nan
     history = HISTORY if case == "one digit" else []
-    unencodable = "run \udcff", "MNIST", *data, float("nan"), history, {"device": "\ud800"}
+    unencodable = "run \udcff", "MNIST", data, float("nan"), history, {"device": "\ud800"}
     result, pngs = page.write_report(folder / "report", *unencodable)
     names = ["per_digit", "confusion_counts", "confusion_percent", "confused_pairs"]
     names += ["confidence_histogram", "reliability_diagram", "roc", "precision_recall", "misclassified", "samples"]
     names += ["curves"][: len(history)]
-    assert list(pngs) == names
+    assert set(pngs) == set(names)
     assert files_in(folder / "report") == {"index.html", "metrics.json", *(f"{name}.png" for name in names)}
     html = (folder / "report/index.html").read_text()
     assert "<h1>run ?</h1>" in html
@@ -277,9 +278,8 @@ def test_write_report_of_an_unusual_test(case: str, folder: Path) -> None:
         assert texts(none) == ["No mistakes: all 60 predictions are correct"]
         assert texts(figures.confused_pairs(np.array(result["confusion_matrix"]))) == ["No mistakes"]
     if case == "some nan":
-        assert (
-            len(re.findall(r"<(?:td|dd)>n/a<", html)) == 13
-        )  # loss, calibration error, AUROC of each digit and their mean
+        # Loss, calibration error, AUROC of each digit and their mean.
+        assert len(re.findall(r"<(?:td|dd)>n/a<", html)) == 13
         assert texts(figures_confidence.roc(*data[1:])) == ["no curve:\nprobabilities\nnot finite"] * 10
         assert (result["auroc_macro"], result["ece"], result["auroc_per_digit"]) == (None, None, [None] * 10)
         (axis,) = figures_confidence.confidence_histogram(*data[1:]).axes
@@ -292,13 +292,11 @@ json_values = st.recursive(
 )
 
 
-@given(
-    st.none() | st.dictionaries(st.sampled_from(["dataset", "epochs", "best_epoch", "started", "layers"]), json_values)
-)
-def test_page_accepts_any_record(record: dict[str, Any] | None) -> None:
-    record = record and record | {"network": "MLP"}
+@given(st.dictionaries(st.sampled_from(["dataset", "epochs", "best_epoch", "started", "layers"]), json_values))
+def test_page_accepts_any_record(record: dict[str, Any]) -> None:
+    record |= {"network": "MLP"} if record else {}
     html = page.index_html("Test", RESULT, {}, record)
-    shown = {name: value for name, value in (record or {}).items() if value is not None}
+    shown = {name: value for name, value in record.items() if value is not None}
     expected = sum(name != "layers" or isinstance(value, list) for name, value in shown.items())
     assert len(re.findall(r"<div(?: class=\"long\")?><dt>", html)) == expected
 
@@ -356,8 +354,6 @@ def test_sample_grid() -> None:
             tile = picture(figure)[digit * 30 : digit * 30 + 28, column * 30 : column * 30 + 28]
             np.testing.assert_array_equal(tile, image)
     assert np.isnan(picture(figure)[7 * 30 : 8 * 30, 3 * 30 :]).all()
-    unlabelled = figures_data.sample_grid(images[:13], None)
-    np.testing.assert_array_equal(picture(unlabelled)[30:58, :28], images[12])
 
 
 def test_mean_digits() -> None:
@@ -368,8 +364,6 @@ def test_mean_digits() -> None:
         mean = np.full((28, 28), np.nan) if digit == 6 else (images[labels == digit] / 255).mean(axis=0)
         np.testing.assert_allclose(picture(figure)[y : y + 28, x : x + 28], mean, rtol=1e-12)
     assert texts(figure) == [f"{digit} ({(labels == digit).sum()})" for digit in range(10)]
-    unlabelled = figures_data.mean_digits(images, None)
-    np.testing.assert_allclose(picture(unlabelled), (images / 255).mean(axis=0), rtol=1e-12)
 
 
 def test_digit_counts() -> None:
@@ -378,7 +372,6 @@ def test_digit_counts() -> None:
     assert [bar.get_height() for bar in training] == pytest.approx([0.1, 0.2, *[0.1] * 7, 0])
     assert [bar.get_x() for bar in validation] == pytest.approx(range(10))  # side by side, centred on the digit
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["training (48,000)", "validation (100)"]
-    assert texts(figures_data.digit_counts({"test": SPLITS["test"]})) == ["no labels"]
 
 
 # Pictures

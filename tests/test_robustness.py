@@ -80,7 +80,7 @@ def test_figure() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_report_shows_robustness_only_if_it_was_measured(folder: Path) -> None:
-    test = "run", "MNIST", BARS, np.arange(10), brightest_column(BARS), 0.1, [], None
+    test = "run", "MNIST", (BARS, np.arange(10), brightest_column(BARS)), 0.1, [], {}
     for measured in (ACCURACIES, None):
         metrics, pngs = write_report(folder, *test, robustness=measured)
         assert json.loads((folder / "metrics.json").read_text()).get("robustness") == measured
@@ -94,13 +94,11 @@ def test_report_shows_robustness_only_if_it_was_measured(folder: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("labels", "rows"), [(None, [0, 1, 2, 3, 4]), (np.repeat([9, 0, 6, 2], [4, 3, 2, 1]), [7, 0, 4, 9])]
-)
-def test_description_shows_augmented_digits(labels: Any, rows: list[int], folder: Path) -> None:
+def test_description_shows_augmented_digits(folder: Path) -> None:
+    labels = np.repeat([9, 0, 6, 2], [4, 3, 2, 1])
     seen = []
     write_description(folder, {"training": (BARS, labels)}, lambda images: seen.append(images) or 255 - images)
-    np.testing.assert_array_equal(seen, [BARS[rows].repeat(8, axis=0)])
+    np.testing.assert_array_equal(seen, [BARS[[7, 0, 4, 9]].repeat(8, axis=0)])
     assert (folder / "augmented.png").exists()
     write_description(folder, {"training": (BARS, labels)})
     assert not (folder / "augmented.png").exists()

@@ -151,9 +151,8 @@ class MNIST(DigitDataModule):
             url = f"{mirror.rstrip('/')}/{name}.gz"
             print(f"Downloading {url}", flush=True)
             try:
-                request = Request(
-                    url, headers={"User-Agent": "mnist_lightning"}
-                )  # some servers refuse urllib's default name
+                # Some servers refuse urllib's default name.
+                request = Request(url, headers={"User-Agent": "mnist_lightning"})
                 with urlopen(request, timeout=TIMEOUT_SECONDS) as response:
                     packed: bytes = response.read(MAX_BYTES)
                 md5 = hashlib.md5(packed, usedforsecurity=False).hexdigest()

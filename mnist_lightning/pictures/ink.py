@@ -10,6 +10,7 @@ MIN_CONTRAST = 16  # of 255 grey levels between ink and paper; a page with less 
 NOISE = 5.0  # standard deviations of the paper's grey that still count as paper
 EVEN = 0.1  # of the contrast: how much the grey of evenly lit paper varies
 HEADROOM = 24  # grey levels
+STRONG = 0.9  # the quantile of the ink that counts as full ink
 EDGE = 0.2  # of the ink's strength, where a stroke's anti-aliased edge ends
 
 Pixels = NDArray[np.uint8]
@@ -53,7 +54,7 @@ def find_ink(grey: Pixels) -> tuple[Pixels, Pixels] | None:
     noise = NOISE * (paper - int(np.searchsorted(below, 0.317 * below[paper])))
     least = min(255, round(max(otsu, paper + noise)))
     inked = below[-1] - below[least]
-    strength = int(np.searchsorted(below, below[least] + 0.8 * inked)) - paper
+    strength = int(np.searchsorted(below, below[least] + STRONG * inked)) - paper
     if inked == 0 or strength < MIN_CONTRAST:
         return None
     ink = cv2.convertScaleAbs(np.maximum(ink, paper) - paper, alpha=255 / strength)

@@ -22,10 +22,11 @@ SHORT = 12  # pixels of the shortest line
 PIECE = 0.4  # a lower mark may be a piece of a digit, and is no digit of its own
 BODY = 0.65  # a lower mark begins no line
 GAP = 0.3  # between the pieces of a digit
-MOST_PIECES = 8  # of a digit
+MOST_PIECES = 10  # of a digit
 SLANTS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # of the cuts between digits that touch, in pixels to the left for each one down
 PER_DIGIT = 0.1  # cost: of two readings that are as likely, the one with fewer digits
-PER_REJECT = 3.0  # cost: as much as a digit with a probability of 5%
+PER_REJECT = 4.0  # cost: as much as a digit with a probability of 2%
+PER_CUT = 1.0  # cost: of a cut through as much ink as a digit is high
 PER_PIECE = 0.7  # cost of a piece that belongs to no digit
 
 
@@ -35,6 +36,7 @@ class Mark(NamedTuple):
     left: int
     top: int
     ink: Pixels  # (h, w), 0 where it is not this mark's
+    cut: float = 0.0  # how much ink was cut through at its left, as a share of the digits' height
 
     @property
     def right(self) -> int:
@@ -99,7 +101,7 @@ def _thickened(crop: Pixels) -> Pixels:
 def _tight(mark: Mark) -> Mark:
     """Return a mark without empty rows and columns."""
     left, top, width, height = cv2.boundingRect(mark.ink)
-    return Mark(mark.left + left, mark.top + top, mark.ink[top : top + height, left : left + width])
+    return Mark(mark.left + left, mark.top + top, mark.ink[top : top + height, left : left + width], mark.cut)
 
 
 def connected(ink: Pixels, mask: Pixels, left: int = 0, top: int = 0, least: int = 1) -> list[Mark]:
@@ -142,9 +144,11 @@ def without_lines(mark: Mark, page: tuple[int, int], least: float) -> list[Mark]
     turned = np.ascontiguousarray(mask.T)
     level, upright = _lines(mask, round(0.75 * width)), _lines(turned, round(0.75 * height))
     sides = level[: height // 5], level[-height // 5 :], upright[: width // 5], upright[-width // 5 :]
-    if min(height, width) > SHORT and all(side.any() for side in sides):  # a frame
+    if min(height, width) > SHORT and mask.mean() < 0.5 and all(side.any() for side in sides):  # a frame
         least = SHORT
     lines = _lines(mask, round(max(least, width_share * width)))
+    if width > height > least / 2:  # a digit on an underline, which may be as short as the digit
+        lines[-height // 4 :] |= level[-height // 4 :]
     rows = np.flatnonzero(lines.any(axis=1))
     # A frame or a grid has upright lines too; those of a digit on a line are its strokes.
     if height_share < 0.5 or (len(rows) and np.ptp(rows) > 0.6 * height):
@@ -183,7 +187,7 @@ def _opened(mask: Pixels, kernel: tuple[int, int]) -> Pixels:
 def _cut(mark: Mark, height: float) -> list[Mark]:
     """Cut a mark where the least ink is in the way, into more pieces than it can have digits."""
     own_height, width = mark.ink.shape
-    most = min(16, int(7 * width / height))
+    most = min(20, int(9 * width / height))
     mask = cv2.threshold(mark.ink, 0, 1, cv2.THRESH_BINARY)[1]
     y, x = np.mgrid[:own_height, :width]
     y = y - own_height / 2
@@ -192,7 +196,7 @@ def _cut(mark: Mark, height: float) -> list[Mark]:
         moved = cv2.warpAffine(mask, np.array([[1, slant, -slant * own_height / 2], [0, 1, 0]]), (width, own_height))
         profiles.append(moved.sum(axis=0))
     costs = np.array(profiles)
-    least, margin = costs.min(axis=0).astype(np.float64), max(2, round(0.07 * height))
+    least, margin = costs.min(axis=0).astype(np.float64), max(2, round(0.05 * height))
     least[:margin] = least[width - margin :] = np.inf
     cuts: list[tuple[int, float]] = []
     while len(cuts) < most and np.isfinite(least).any():
@@ -204,7 +208,8 @@ def _cut(mark: Mark, height: float) -> list[Mark]:
     piece = np.zeros(mask.shape, np.int32)
     for place, slant in cuts:
         piece += x + slant * y >= place
-    pieces = [Mark(mark.left, mark.top, mark.ink * (piece == number)) for number in range(len(cuts) + 1)]
+    through = [0.0, *(float(costs[:, place].min()) / height for place, _ in sorted(cuts))]
+    pieces = [Mark(mark.left, mark.top, mark.ink * (piece == number), cut) for number, cut in enumerate(through)]
     return [_tight(each) for each in pieces if each.ink.any()]
 
 
@@ -233,14 +238,17 @@ def read_lines(ink: Pixels, mask: Pixels) -> list[list[Mark]]:
         return []
     likeness = _likeness(marks)
     frames = _frames(marks, likeness)
-    if (frames | (likeness < 0.5)).any():
+    whole = np.array([_is_long(mark, ink.shape) for mark in marks])
+    doubtful = frames | (likeness < 0.5) | (whole & (likeness < 0.95))
+    if doubtful.any():
         # A digit has lines too, but they are shorter than it is high.
         least = 1.2 * _height(marks, likeness) if (likeness >= 0.5).any() else SHORT
         pieces = []
-        for mark, like, is_frame in zip(marks, likeness, frames, strict=True):
-            rest = [mark] if like >= 0.5 and not is_frame else without_lines(mark, ink.shape, least)
-            is_line = is_frame or _is_long(mark, ink.shape)
-            pieces += rest if is_line or _likeness(rest).max(initial=0) > like else [mark]
+        is_line = frames | (whole & (likeness < 0.5))
+        for mark, like, doubt, line in zip(marks, likeness, doubtful, is_line, strict=True):
+            rest = without_lines(mark, ink.shape, least) if doubt else [mark]
+            is_better = _likeness(rest).max(initial=0) > like
+            pieces += rest if line or is_better else [mark]
         if len(pieces) != len(marks):
             pieces = _without_thin(pieces)
         marks, likeness = pieces, _likeness(pieces)
@@ -266,14 +274,15 @@ def _is_long(mark: Mark, page: tuple[int, int]) -> bool:
 
 
 def _without_thin(marks: Sequence[Mark]) -> list[Mark]:
-    """Return the marks of a page with lines without what is left of upright ones: straight, and thinner than the pen."""
-    pens = np.array([cv2.distanceTransform(np.pad(mark.ink, 1), cv2.DIST_C, 3).max() for mark in marks])
-    usual = np.median(pens) if len(pens) else 0
-    return [
-        mark
-        for mark, pen in zip(marks, pens, strict=True)
-        if mark.ink.shape[1] > 3 * pen or mark.ink.shape[1] > 0.2 * mark.ink.shape[0] or pen > 0.7 * usual
-    ]
+    """Return the marks of a page with lines without what is left of the lines: it is thinner than the pen."""
+    pens = [float(cv2.distanceTransform(np.pad(mark.ink, 1), cv2.DIST_C, 3).max()) for mark in marks]
+    slim = [mark.ink.shape[1] < 0.3 * mark.ink.shape[0] for mark in marks]
+    usual = max((pen for pen, narrow in zip(pens, slim, strict=True) if not narrow), default=0.0)
+
+    def least(mark: Mark, narrow: bool) -> float:
+        return usual * (0.3 if not narrow else 0.6 if mark.ink.shape[1] < 0.1 * mark.ink.shape[0] else 0.4)
+
+    return [mark for mark, pen, narrow in zip(marks, pens, slim, strict=True) if pen > least(mark, narrow)]
 
 
 def _frames(marks: Sequence[Mark], likeness: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -340,7 +349,8 @@ def _chosen(lines: Sequence[Sequence[Mark]], height: float) -> list[list[Mark]]:
                         lost = sum(PER_PIECE if own_mark else PER_REJECT for own_mark in whole[number][start:stop])
                         options.append((cost + lost, found))
                     else:
-                        options.append((cost + PER_DIGIT + min(PER_REJECT, -float(np.log(like + 1e-6))), [*found, mark]))
+                        unlikely = min(PER_REJECT, -float(np.log(like + 1e-6)))
+                        options.append((cost + PER_DIGIT + unlikely + PER_CUT * each[start].cut, [*found, mark]))
             best.append(min(options, key=lambda option: option[0]))
         chosen.append(best[-1][1])
     return [line for line in chosen if line]

@@ -11,6 +11,7 @@ SMALL = 400  # pixels of the longer side, enough to see a sheet
 STROKE = 17  # of these: wider than any stroke
 LEAST, MOST = 0.12, 0.97  # of the picture that a sheet covers
 CONVEX = 0.96  # a sheet's share of its convex hull
+ANGULAR = 0.92  # the share of it that the polygon of its corners covers
 CORNERS = 7  # a sheet that the picture's edges cut has at most eight
 CONTRAST = 0.85  # the table's grey as a share of the sheet's, for a sheet that lies within the picture
 SHADOW = 0.5  # the same for one that goes beyond it, since a shadow's edge looks like that too
@@ -56,7 +57,7 @@ def _outline(grey: Pixels) -> tuple[NDArray[np.float32], bool] | None:
     hull = cv2.convexHull(outline)
     area = cv2.contourArea(hull)
     corners = cv2.approxPolyDP(hull, 0.02 * cv2.arcLength(hull, True), True)[:, 0].astype(np.float32)
-    is_simple = len(corners) <= CORNERS and cv2.contourArea(corners) > CONVEX * area
+    is_simple = len(corners) <= CORNERS and cv2.contourArea(corners) > ANGULAR * area
     if not (is_simple and LEAST < area / small.size < MOST and cv2.contourArea(outline) > CONVEX * area):
         return None
     sheet = cv2.fillConvexPoly(np.zeros_like(small), hull, 1)
@@ -116,9 +117,12 @@ def skew(mask: Pixels) -> float:
     Args:
         mask: ``(H, W)``, 1 for ink.
     """
-    sizes = cv2.connectedComponentsWithStats(mask)[2][1:, 2:4].max(axis=1, initial=0)
-    if (sizes > 0.2 * sizes.max(initial=0)).sum() < 3:
-        return 0.0  # a digit's own strokes are level only by chance
+    left, top, width, height, _ = cv2.connectedComponentsWithStats(mask)[2][1:].T
+    within = (left > 0) & (top > 0) & (left + width < mask.shape[1]) & (top + height < mask.shape[0])
+    sizes = np.maximum(width, height)[within]
+    cells = cv2.connectedComponents(1 - mask)[0]
+    if (sizes > 0.2 * sizes.max(initial=0)).sum() < 3 and cells < 10:
+        return 0.0  # neither digits in a row nor squared paper: a digit's own strokes are level only by chance
     y, x = np.nonzero(mask)
     step = -(-len(y) // 20_000)
     y, x = y[::step], x[::step]

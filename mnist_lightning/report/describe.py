@@ -55,7 +55,8 @@ def write_description(
 
     Args:
         folder: The folder to write to; it is made if it is missing.
-        splits: Images and labels for each split's name; the samples and mean digits are those of ``training``.
+        splits: Images and labels for each split's name; the samples and mean digits are those of ``training``, which
+            has labels.
         augment: From images ``(N, 28, 28)`` to a random version of each.
 
     Returns:
@@ -64,25 +65,25 @@ def write_description(
     Raises:
         OSError: If the folder cannot be written to.
     """
-    descriptions = {name: describe(images, labels) for name, (images, labels) in splits.items()}
+    images, labels = splits["training"]
+    assert labels is not None
+    descriptions = {name: describe(*split) for name, split in splits.items()}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "description.json", json.dumps(descriptions, indent=2) + "\n")
     figures.save(figures_data.digit_counts(descriptions), folder / "digit_counts.png")
-    figures.save(figures_data.sample_grid(*splits["training"]), folder / "samples.png")
-    figures.save(figures_data.mean_digits(*splits["training"]), folder / "mean_digits.png")
+    figures.save(figures_data.sample_grid(images, labels), folder / "samples.png")
+    figures.save(figures_data.mean_digits(images, labels), folder / "mean_digits.png")
     if augment is None:
         (folder / "augmented.png").unlink(missing_ok=True)  # of an earlier description
     else:
-        originals = _examples(*splits["training"])
+        originals = _examples(images, labels)
         augmented = augment(originals.repeat(VERSIONS, axis=0)).reshape(len(originals), VERSIONS, 28, 28)
         figures.save(figures_data.augmented_grid(originals, augmented), folder / "augmented.png")
     return descriptions
 
 
-def _examples(images: Images, labels: Labels | None) -> Images:
+def _examples(images: Images, labels: Labels) -> Images:
     """Return the first image of each of five digits, if possible of those that are most easily taken for another."""
-    if labels is None:
-        return images[:5]
     digits, first = np.unique(labels, return_index=True)
     order = np.argsort(~np.isin(digits, (1, 4, 6, 7, 9)), kind="stable")
     return images[first[order[:5]]]

@@ -58,7 +58,7 @@ def note(axis: Axes, text: str) -> None:
     axis.set_axis_off()
 
 
-def curves(history: Sequence[Mapping[str, str]], metrics: Sequence[str] = ("acc", "loss")) -> Figure:
+def curves(history: Sequence[Mapping[str, str]]) -> Figure:
     """Draw accuracy and loss of training and validation over the epochs.
 
     Training values are means over the epoch, with dropout; validation runs after it, without dropout. So the
@@ -67,27 +67,25 @@ def curves(history: Sequence[Mapping[str, str]], metrics: Sequence[str] = ("acc"
     Args:
         history: Rows of ``metrics.csv``, at least one. The columns ``train/acc``, ``val/acc`` (fractions),
             ``train/loss`` and ``val/loss`` (nats) are drawn where they have values.
-        metrics: What to draw, ``acc``, ``loss`` or both.
     """
     # Validation may run in the middle of an epoch, so the update gives a point's place.
     first = next((row for row in history if row.get("train/loss")), history[0])
     updates_per_epoch = (int(first["step"]) + 1) / (int(first["epoch"]) + 1)
-    figure = Figure(figsize=(5 * len(metrics), 4), layout="constrained")
-    axes = figure.subplots(1, len(metrics), squeeze=False).flat
-    for axis, metric in zip(axes, metrics, strict=True):
+    figure = Figure(figsize=(5.2, 7), layout="constrained")
+    upper, lower = figure.subplots(2, 1)
+    for axis, metric, title in ((upper, "acc", "Accuracy"), (lower, "loss", "Loss (cross-entropy, nats)")):
         for stage, style in STAGES.items():
             rows = [row for row in history if row.get(f"{stage}/{metric}")]
             if rows:
                 epochs = [(int(row["step"]) + 1) / updates_per_epoch for row in rows]
                 values = [float(row[f"{stage}/{metric}"]) for row in rows]
                 axis.plot(epochs, values, marker="o" if len(rows) < 30 else None, markersize=4, **style)
-        axis.set(title="Accuracy" if metric == "acc" else "Loss (cross-entropy, nats)", xlabel="Epochs trained")
+        axis.set(title=title, xlabel="Epochs trained")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend()
-        if metric == "acc":
-            axis.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    upper.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     return figure
 
 

@@ -43,12 +43,11 @@ def confidence_histogram(labels: Labels, probabilities: Probabilities) -> Figure
 def reliability_diagram(labels: Labels, probabilities: Probabilities) -> Figure:
     """Draw accuracy over confidence in bins of equal width, the gap between the two, and the size of each bin."""
     predicted, confidence = decide(probabilities)
-    if not np.isfinite(probabilities).all():
-        figure, axis = single(5.2, 5.6)
-        figure.suptitle("Reliability diagram")
-        note(axis, "The probabilities are not finite:\nthe network diverged")
-        return figure
     figure = Figure(figsize=(5.2, 5.6), layout="constrained")
+    if not np.isfinite(probabilities).all():
+        figure.suptitle("Reliability diagram")
+        note(figure.subplots(), "The probabilities are not finite:\nthe network diverged")
+        return figure
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     counts, accuracy, mean = metrics.reliability(confidence, predicted == labels)
     ece = metrics.calibration_error(counts, accuracy, mean)
@@ -65,8 +64,8 @@ def reliability_diagram(labels: Labels, probabilities: Probabilities) -> Figure:
     bars = lower.bar(centres, counts, width, color="0.7")
     lower.bar_label(bars, [f"{count:,}" for count in counts], fontsize=8, padding=1)
     lower.set_yscale("log")
-    lower.set(ylim=(0.7, 8 * max(counts)), xlim=(0, 1.02))  # room for the labels
-    lower.set(ylabel="images (log)", xlabel="confidence")
+    limits = {"ylim": (0.7, 8 * max(counts)), "xlim": (0, 1.02)}  # room for the labels
+    lower.set(ylabel="images (log)", xlabel="confidence", **limits)
     lower.xaxis.set_major_formatter(PercentFormatter(xmax=1))
     figure.align_ylabels()
     return figure

@@ -19,20 +19,12 @@ LINE = 7  # pixels of a line of text between two rows
 COLOURS = (CORRECT, WRONG, "#009E73")  # from Okabe and Ito's palette too
 
 
-def sample_grid(images: Images, labels: Labels | None) -> Figure:
-    """Draw the first 12 images of each digit, one row per digit; without labels the first 120 images."""
-    if labels is None:
-        rows = [images[start : start + PER_ROW] for start in range(0, 10 * PER_ROW, PER_ROW)]
-        names = [str(PER_ROW * row + 1) for row in range(10)]
-        title, label = f"The first {min(len(images), 10 * PER_ROW)} images (no labels)", "Image number"
-    else:
-        rows = [images[np.flatnonzero(labels == digit)[:PER_ROW]] for digit in DIGITS]
-        names = [str(digit) for digit in DIGITS]
-        title, label = f"The first {PER_ROW} images of each digit", "Digit"
+def sample_grid(images: Images, labels: Labels) -> Figure:
+    """Draw the first 12 images of each digit, one row per digit."""
     figure, axis = single(8, 7)
-    _draw(axis, rows, PER_ROW, largest=255)
-    axis.set(title=title, ylabel=label)
-    axis.set_yticks([row * (28 + GAP) + 13.5 for row in range(10)], names)
+    _draw(axis, [images[np.flatnonzero(labels == digit)[:PER_ROW]] for digit in DIGITS], PER_ROW, largest=255)
+    axis.set(title=f"The first {PER_ROW} images of each digit", ylabel="Digit")
+    axis.set_yticks([row * (28 + GAP) + 13.5 for row in DIGITS], map(str, DIGITS))
     return figure
 
 
@@ -53,21 +45,17 @@ def augmented_grid(originals: Images, augmented: NDArray[np.uint8]) -> Figure:
     return figure
 
 
-def mean_digits(images: Images, labels: Labels | None) -> Figure:
-    """Draw the mean image of each digit as fractions of white; without labels the mean of all images."""
-    groups = [images] if labels is None else [images[labels == digit] for digit in DIGITS]
+def mean_digits(images: Images, labels: Labels) -> Figure:
+    """Draw the mean image of each digit as fractions of white."""
+    groups = [images[labels == digit] for digit in DIGITS]
     means = [_mean(group) for group in groups]
-    figure, axis = single(4.8 if labels is None else 8, 3.7)
-    mappable = _draw(axis, [means[:5], means[5:]] if len(means) > 5 else [means], min(5, len(means)), 1, LINE)
-    if labels is None:
-        title = f"The mean of {len(images):,} images"
-    else:
-        title = "Mean image of each digit, and the number of images"
-        for digit, group in enumerate(groups):
-            row, column = divmod(digit, 5)
-            x, y = column * (28 + GAP) + 13.5, row * (28 + GAP + LINE) - 1.5
-            axis.text(x, y, f"{digit} ({len(group):,})", ha="center", va="bottom")
-    figure.suptitle(title, fontsize="large")
+    figure, axis = single(8, 3.7)
+    mappable = _draw(axis, [means[:5], means[5:]], 5, 1, LINE)
+    for digit, group in enumerate(groups):
+        row, column = divmod(digit, 5)
+        x, y = column * (28 + GAP) + 13.5, row * (28 + GAP + LINE) - 1.5
+        axis.text(x, y, f"{digit} ({len(group):,})", ha="center", va="bottom")
+    figure.suptitle("Mean image of each digit, and the number of images", fontsize="large")
     figure.colorbar(mappable, label="Fraction of white", shrink=0.8)
     return figure
 
@@ -76,12 +64,12 @@ def digit_counts(splits: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Draw how often each digit occurs, in percent of each split's images.
 
     Args:
-        splits: The result of ``describe`` for the name of each split, at most three with labels; those without labels
+        splits: The result of ``describe`` for the name of each split, one to three with labels; those without labels
             are left out.
     """
     labelled = {name: split for name, split in splits.items() if split["num_per_digit"] is not None}
     figure, axis = single(8, 4)
-    width = 0.8 / max(len(labelled), 1)
+    width = 0.8 / len(labelled)
     for place, (name, split) in enumerate(labelled.items()):
         shares = np.array(split["num_per_digit"]) / split["num_examples"]
         left, label = np.arange(10) - 0.4 + place * width, f"{name} ({split['num_examples']:,})"
@@ -90,10 +78,7 @@ def digit_counts(splits: Mapping[str, Mapping[str, Any]]) -> Figure:
     axis.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
-    if labelled:
-        figure.legend(loc="outside lower center", ncols=len(COLOURS), frameon=False)
-    else:
-        axis.text(0.5, 0.5, "no labels", transform=axis.transAxes, ha="center")
+    figure.legend(loc="outside lower center", ncols=len(COLOURS), frameon=False)
     return figure
 
 

@@ -76,9 +76,7 @@ def _short(name: str, length: int = 34) -> str:
     return name if len(name) <= length else f"…{name[1 - length :]}"
 
 
-def annotated(
-    picture: NDArray[np.uint8], digits: Sequence[tuple[tuple[int, int, int, int], str, bool]]
-) -> bytes:
+def annotated(picture: NDArray[np.uint8], digits: Sequence[tuple[tuple[int, int, int, int], str, bool]]) -> bytes:
     """Return a JPEG copy of a picture with a box around each digit, and above it what was read.
 
     Args:
@@ -97,7 +95,9 @@ def annotated(
         draw.rectangle((left - pen, top - pen, right + pen, bottom + pen), outline=colour, width=pen)
         height = min(max(14, (bottom - top) // 3), max(paper.size) // 20)
         where = (left, max(top - 2 * pen, height))
-        draw.text(where, text, colour, ImageFont.load_default(height), "ls", stroke_width=pen // 2 + 1, stroke_fill="white")
+        draw.text(
+            where, text, colour, ImageFont.load_default(height), "ls", stroke_width=pen // 2 + 1, stroke_fill="white"
+        )
     file = io.BytesIO()
     paper.save(file, "JPEG", quality=88)
     return file.getvalue()

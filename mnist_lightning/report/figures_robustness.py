@@ -1,6 +1,6 @@
 """Figure of a network's robustness to changed images."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -18,23 +18,19 @@ PANELS = {
 }
 
 
-def robustness(accuracies: Accuracies, unchanged: float, kinds: Collection[str] = tuple(PANELS)) -> Figure:
+def robustness(accuracies: Accuracies, unchanged: float) -> Figure:
     """Draw accuracy over the strength of each kind of change.
 
     Args:
         accuracies: The result of ``robustness.robustness``.
         unchanged: The accuracy on the unchanged images, drawn as a dashed line.
-        kinds: The changes to draw.
     """
     lowest = min(unchanged, *(accuracy for points in accuracies.values() for accuracy in points.values()))
     start = max(start for start in (0.0, 0.5, 0.8, 0.9) if not start or lowest >= start + 0.15 * (1 - start))
-    figure = Figure(figsize=(10 if len(kinds) > 3 else 5.2, 3.4), layout="constrained")
-    figure.suptitle(f"Accuracy in % on changed images (unchanged: {100 * unchanged:.1f})", x=0.01, ha="left")
-    decimals = 1 if len(kinds) != 3 else 0  # three panels are narrow
-    widths = [1 + len(accuracies[kind]) for kind in kinds]
-    axes = figure.subplots(1, len(kinds), sharey=True, width_ratios=widths)
-    for axis, kind in zip(axes, kinds, strict=True):
-        title, unit = PANELS[kind]
+    figure = Figure(figsize=(5.2, 8), layout="constrained")
+    figure.suptitle(f"Accuracy in % on changed images (unchanged: {100 * unchanged:.1f})")
+    axes = figure.subplots(3, 2, sharey=True).flat
+    for axis, (kind, (title, unit)) in zip(axes, PANELS.items(), strict=False):
         points = {float(strength): accuracy for strength, accuracy in accuracies[kind].items()}
         line = dict(sorted((points | {0.0: unchanged}).items()))
         axis.axhline(unchanged, color="black", linestyle="--", linewidth=1)
@@ -43,11 +39,11 @@ def robustness(accuracies: Accuracies, unchanged: float, kinds: Collection[str] 
         for place, accuracy in points.items():
             # Below the point and towards 0: the line falls on the other side.
             look: dict[str, Any] = {"ha": "right" if place > 0 else "left", "va": "top", "fontsize": 9}
-            text = f"{100 * accuracy:.{decimals}f}"
-            axis.annotate(text, (place, accuracy), (0, -5), textcoords="offset points", **look)
+            axis.annotate(f"{100 * accuracy:.1f}", (place, accuracy), (0, -5), textcoords="offset points", **look)
         axis.set(title=title, xticks=list(points), ylim=(start, 1 + 0.05 * (1 - start)))
         axis.set_xlabel(unit, fontsize=9)
         axis.margins(x=0.12)
         axis.grid(alpha=0.3)
-    axes[0].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    figure.axes[-1].remove()  # five kinds in six places
+    figure.axes[0].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     return figure

@@ -15,31 +15,20 @@ from PIL import Image
 
 from mnist_lightning.files import write_atomic
 from mnist_lightning.report import figures, figures_confidence, figures_robustness
-from mnist_lightning.report.metrics import (
-    Images,
-    Labels,
-    Probabilities,
-    Test,
-    classification,
-    decide,
-    frequent_mistakes,
-)
+from mnist_lightning.report.metrics import Labels, Test, classification, decide, frequent_mistakes
 from mnist_lightning.report.text import DIGIT_NAMES, noun, number
 
-NOT_ON_PAGE = ("per_digit", "confused_pairs")  # tables show the same
-PARTS = {"robustness_place": ("shift", "rotation"), "robustness_ink": ("noise", "blur", "stroke")}  # of a wide figure
+NOT_ON_PAGE = {"per_digit", "confused_pairs"}  # tables show the same
 
 
 def write_report(
     folder: Path,
     title: str,
     dataset: str,
-    images: Images,
-    labels: Labels,
-    probabilities: Probabilities,
+    test: Test,
     loss: float,
     history: Sequence[Mapping[str, str]],
-    record: Mapping[str, Any] | None,
+    record: Mapping[str, Any],
     robustness: Mapping[str, Any] | None = None,
     names: Sequence[str] = DIGIT_NAMES,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -49,12 +38,11 @@ def write_report(
         folder: The folder to write to; its parent must exist.
         title: The heading of the page.
         dataset: The name of the data set.
-        images: ``(N, 28, 28)``, white on black.
-        labels: True digits ``(N,)`` in 0-9, at least one.
-        probabilities: ``(N, 10)`` in [0, 1]; those of a diverged network are not finite.
+        test: At least one image ``(N, 28, 28)``, white on black, the true digits ``(N,)`` in 0-9, and the probabilities
+            ``(N, 10)`` in [0, 1]; those of a diverged network are not finite.
         loss: The mean cross-entropy in nats.
         history: Rows of the run's ``metrics.csv``; without any, the report has no ``curves.png``.
-        record: The content of the run's ``run.json``, if there is one.
+        record: The content of the run's ``run.json``; empty if there is none.
         robustness: The result of ``robustness.robustness``; without it, the report has no ``robustness.png``.
         names: The names of the labels 0-9.
 
@@ -64,6 +52,7 @@ def write_report(
     Raises:
         OSError: If the folder cannot be written to.
     """
+    _, labels, probabilities = test
     metrics = {
         "dataset": dataset,
         "num_examples": len(labels),
@@ -82,28 +71,26 @@ def write_report(
         "roc": figures_confidence.roc(labels, probabilities, names),
         "precision_recall": figures_confidence.precision_recall(labels, probabilities, names),
     }
-    shown = {name: figure for name, figure in drawn.items() if name not in NOT_ON_PAGE}
-    test = images, labels, probabilities
-    chosen = {"misclassified": figures.choose_misclassified(*test[1:]), "samples": figures.choose_samples(*test[1:])}
-    drawn |= {name: figures.gallery(*choice, test, names) for name, choice in chosen.items()}
+    chosen = {
+        "misclassified": figures.choose_misclassified(labels, probabilities),
+        "samples": figures.choose_samples(labels, probabilities),
+    }
     if robustness is not None:
         metrics["robustness"] = dict(robustness)
         drawn["robustness"] = figures_robustness.robustness(robustness, metrics["accuracy"])
-        for name, kinds in PARTS.items():
-            shown[name] = figures_robustness.robustness(robustness, metrics["accuracy"], kinds)
     if history:
         drawn["curves"] = figures.curves(history)
-        shown |= {f"curves_{metric}": figures.curves(history, [metric]) for metric in ("acc", "loss")}
-    pngs = {name: figures.png(figure) for name, figure in drawn.items()}
-    parts: dict[str, Any] = {name: figures.svg(figure) for name, figure in shown.items()}
-    parts |= {name: (heading, list(_tiles(rows, test, names))) for name, (heading, rows) in chosen.items()}
+    galleries = {name: figures.gallery(*choice, test, names) for name, choice in chosen.items()}
+    pngs = {name: figures.png(figure) for name, figure in (drawn | galleries).items()}
+    shown: dict[str, Any] = {name: figures.svg(drawn[name]) for name in drawn.keys() - NOT_ON_PAGE}
+    shown |= {name: (heading, list(_tiles(rows, test, names))) for name, (heading, rows) in chosen.items()}
     folder.mkdir(parents=True, exist_ok=True)
     if robustness is None:
         (folder / "robustness.png").unlink(missing_ok=True)  # of an earlier test
     for name, png in pngs.items():
         write_atomic(folder / f"{name}.png", png)
     # A file name or a record may hold characters that UTF-8 cannot encode.
-    write_atomic(folder / "index.html", index_html(title, metrics, parts, record).encode(errors="replace"))
+    write_atomic(folder / "index.html", index_html(title, metrics, shown, record).encode(errors="replace"))
     write_atomic(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics, pngs
 
@@ -117,19 +104,17 @@ def _tiles(rows: Labels, test: Test, names: Sequence[str]) -> Iterator[tuple[str
         yield base64.b64encode(png.getvalue()).decode(), names[labels[row]], names[predicted], confidence
 
 
-def index_html(
-    title: str, metrics: Mapping[str, Any], figures: Mapping[str, Any], record: Mapping[str, Any] | None
-) -> str:
+def index_html(title: str, metrics: Mapping[str, Any], figures: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     """Return the report as an HTML page that contains its figures and its style.
 
     Args:
         title: The heading of the page.
         metrics: The content of ``metrics.json``.
         figures: SVG files, and the heading and tiles of galleries; the page leaves out sections without any.
-        record: The content of the run's ``run.json``, if there is one; the page leaves out missing fields.
+        record: The content of the run's ``run.json``; the page leaves out missing fields.
     """
     confusion = np.array(metrics["confusion_matrix"])
-    names = metrics.get("class_names", DIGIT_NAMES)
+    names = metrics["class_names"]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": number, "formatted": _formatted}
     template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
@@ -139,16 +124,13 @@ def index_html(
         shown={name: base64.b64encode(it).decode() if isinstance(it, bytes) else it for name, it in figures.items()},
         names=names,
         noun=noun(names),
-        support=confusion.sum(axis=1).tolist(),
         mistakes=frequent_mistakes(confusion, 10),
         num_wrong=int(confusion.sum() - confusion.trace()),
-        record={name: value for name, value in (record or {}).items() if value is not None},
+        record={name: value for name, value in record.items() if value is not None},
     )
 
 
 def _formatted(value: object, style: str) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {item}" for name, item in value.items())[:300]
     try:
         return style.format(value)[:300]
     except (ValueError, TypeError, OverflowError):  # somebody edited the record

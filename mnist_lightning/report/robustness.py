@@ -85,7 +85,4 @@ CHANGES: dict[str, tuple[Callable[[Images, float], Iterator[Images]], tuple[floa
 
 
 def _each(images: Images, change: Callable[..., Any], *arguments: Any, **options: Any) -> Images:
-    changed = np.empty_like(images)
-    for row, image in enumerate(images):
-        changed[row] = change(image, *arguments, **options)
-    return changed
+    return np.array([change(image, *arguments, **options) for image in images], np.uint8)

@@ -30,17 +30,16 @@ def test_table(metrics: Mapping[str, Any]) -> str:
     Args:
         metrics: The content of ``metrics.json``.
     """
+    names = metrics["class_names"]
+    width = max(5, *map(len, names))
     lines = [
         f"{metrics['dataset']}, {metrics['num_examples']:,} test images",
         f"accuracy {metrics['accuracy']:.2%}   loss {number(metrics['loss'])}   macro: precision "
         f"{metrics['precision_macro']:.2%}   recall {metrics['recall_macro']:.2%}   F1 {metrics['f1_macro']:.2%}",
         f"AUROC {number(metrics['auroc_macro'])} (macro)   calibration error (ECE) {number(metrics['ece'], '.2%')}",
         "",
-        "digit  images  accuracy = recall  precision       F1  most often confused with",
+        f"{noun(names):>{width}}  images  accuracy = recall  precision       F1  most often confused with",
     ]
-    names = metrics.get("class_names", DIGIT_NAMES)
-    width = max(5, *map(len, names))
-    lines[-1] = lines[-1].replace("digit", f"{noun(names):>{width}}")
     columns = (metrics[name] for name in ("per_digit", "precision_per_digit", "f1_per_digit", "confusion_matrix"))
     for digit, (accuracy, precision, f1, row) in enumerate(zip(*columns, strict=True)):
         wrong = [0 if predicted == digit else count for predicted, count in enumerate(row)]

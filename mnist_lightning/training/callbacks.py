@@ -1,10 +1,9 @@
-"""Trainer callbacks for what Lightning lacks: the run's record, progress in a log file, and the report of a test."""
+"""Trainer callbacks for what Lightning lacks: the run's record, the report of a test, and the validation's figures."""
 
 import json
 import math
 import platform
 import shlex
-import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,8 +16,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, ProgressBar
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -51,72 +49,65 @@ class RunRecord(Callback):
     def __init__(self, folder: Path, seed: int, config: Mapping[str, Any]) -> None:
         self.folder, self.seed, self.config = folder, seed, config
         self.settings: dict[str, Any] = {}
-        self.started = datetime.now().astimezone().isoformat(timespec="seconds")
         self.start: float | None = None
-        self.earlier_seconds = 0.0
-        self.best_val_acc: float | None = None
-        self.best_epoch: int | None = None
+        # What a resumed run continues from; best_epoch is counted from 0, as in metrics.csv.
+        self.state: dict[str, Any] = {"started": datetime.now().astimezone().isoformat(timespec="seconds")}
+        self.state |= {"fit_seconds": 0.0, "best_val_acc": None, "best_epoch": None}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run continues from."""
-        kept = {"started": self.started, "best_val_acc": self.best_val_acc, "best_epoch": self.best_epoch}
-        return {"fit_seconds": self._seconds()} | kept
+        return self.state | {"fit_seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from what ``state_dict`` returned."""
-        self.earlier_seconds = state_dict["fit_seconds"]
-        self.best_val_acc, self.best_epoch = state_dict["best_val_acc"], state_dict["best_epoch"]
-        self.started = state_dict.get("started", self.started)
+        self.state |= state_dict
 
     def _seconds(self) -> float:
-        return self.earlier_seconds + (0.0 if self.start is None else time.perf_counter() - self.start)
+        earlier: float = self.state["fit_seconds"]
+        return earlier + (0.0 if self.start is None else time.perf_counter() - self.start)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the data, the network and the device, and start the clock; loading data is not measured."""
-        device = pl_module.device  # asked now: after fit, Lightning has moved the module back to the CPU
-        device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
         if trainer.is_global_zero:
-            layers = layer_table(pl_module.net)  # type: ignore[arg-type]
-            self.settings = settings_of(trainer, pl_module) | {"layers": layers.splitlines(), "device": device_name}
+            record = self.settings = settings_of(trainer, pl_module) | {"seed": self.seed}
             data, number = trainer.datamodule, trainer.world_size  # type: ignore[attr-defined]
             line = (
-                f"{type(data).__name__}: {len(data.train_set):,} training and {len(data.val_set):,} validation images. "
-                f"{type(pl_module.net).__name__}: {_num_parameters(pl_module):,} parameters on {device_name}. "
+                f"{record['dataset']}: {len(data.train_set):,} training and {len(data.val_set):,} validation images. "
+                f"{record['network']}: {record['num_parameters']:,} parameters on {record['device']}. "
                 f"Run folder: {self.folder}"
             )
             if number > 1:
                 line += (
                     f"\n{number} processes: {number * data.batch_size} images per update, at the same learning rate."
                 )
-            print(f"{line}\n\n{layers}\n", flush=True)
+            print(line, "", *record["layers"], "", sep="\n", flush=True)
         self.start = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write ``config.yaml``, now that the settings are known to work, and show them in TensorBoard."""
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardRunLogger):
-                logger.show_settings(self.settings | {"seed": self.seed})
+        for logger in tensorboards(trainer):
+            logger.show_settings(self.settings)
         path = self.folder / "config.yaml"
         if trainer.is_global_zero and not path.exists():
             write_atomic(path, yaml.safe_dump(self.config, sort_keys=False))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the record so far, so that a killed run has one too."""
-        self._write(trainer, pl_module)
+        if trainer.is_global_zero:
+            self._write(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember the best validation accuracy; of equal epochs the first, as for best.ckpt."""
-        accuracy = trainer.callback_metrics["val/acc"].item()
-        if not trainer.sanity_checking and (self.best_val_acc is None or accuracy > self.best_val_acc):
-            self.best_val_acc, self.best_epoch = accuracy, trainer.current_epoch
+        accuracy, best = trainer.callback_metrics["val/acc"].item(), self.state["best_val_acc"]
+        if not trainer.sanity_checking and (best is None or accuracy > best):
+            self.state |= {"best_val_acc": accuracy, "best_epoch": trainer.current_epoch}
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the record, draw the curves, and say so if training diverged."""
-        self._write(trainer, pl_module)
         loss = trainer.callback_metrics.get("train/loss", torch.zeros(()))
         if trainer.is_global_zero:
-            history = read_history(self.folder / "metrics.csv")
-            if history:
+            self._write(trainer)
+            if history := read_history(self.folder / "metrics.csv"):
                 from mnist_lightning.report import figures  # here, since matplotlib takes a while to import
 
                 figures.save(figures.curves(history), self.folder / "curves.png")
@@ -132,141 +123,44 @@ class RunRecord(Callback):
             with suppress(OSError):
                 self.on_fit_end(trainer, pl_module)
 
-    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
+    def _write(self, trainer: L.Trainer) -> None:
         record = {
             "verb": "fit",
             "command": f"python -m mnist_lightning fit --config {shlex.quote(str(self.folder / 'config.yaml'))}",
-            "started": self.started,
             **self.settings,
-            "seed": self.seed,
-            "devices": trainer.world_size,
-            "precision": str(trainer.precision),
-            "versions": versions(),
+            **self.state,
             "fit_seconds": round(self._seconds(), 2),
             "epochs": trainer.current_epoch,
             "global_step": trainer.global_step,
-            "best_val_acc": self.best_val_acc,
-            "best_epoch": self.best_epoch,  # counted from 0, as in metrics.csv
-            # The checkpoint that counts: without validation images there is no best one.
-            "weights": "best" if trainer.datamodule.val_fraction else "last",  # type: ignore[attr-defined]
-            "num_parameters": _num_parameters(pl_module),
         }
         write_atomic(self.folder / "run.json", json.dumps(record, indent=2) + "\n")
 
 
 def settings_of(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
-    """Return the settings in which runs differ most, as plain values: of the data, the network and the optimizer."""
+    """Return what stays the same during a run, as plain values: the data, the network, the optimizer, the machine."""
     data, schedules = trainer.datamodule, trainer.lr_scheduler_configs  # type: ignore[attr-defined]
     things: dict[str, Any] = {"dataset": data, "network": module.net, "optimizer": trainer.optimizers[0]}
     things |= {"lr_scheduler": schedules[0].scheduler if schedules else None, "augmentation": data.augmentation}
+    device = module.device
     return {name: None if thing is None else type(thing).__name__ for name, thing in things.items()} | {
         "net_arguments": (module.hparams.get("net") or {}).get("init_args"),  # None if they are not plain values
+        "layers": layer_table(module.net).splitlines(),  # type: ignore[arg-type]
+        "num_parameters": sum(parameter.numel() for parameter in module.parameters()),
         "lr": float(module.lr or things["optimizer"].defaults["lr"]),  # type: ignore[arg-type]
         "batch_size": data.batch_size,
         "max_epochs": trainer.max_epochs,
+        # The checkpoint that counts: without validation images there is no best one.
+        "weights": "best" if data.val_fraction else "last",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "devices": trainer.world_size,
+        "precision": str(trainer.precision),
+        "versions": versions(),
     }
 
 
-def _num_parameters(module: L.LightningModule) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-class EpochLines(ProgressBar):
-    """A line for each finished epoch, with its training and validation metrics and its seconds; epochs count from 1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.enabled = True
-        self.validated = False
-        self.epoch = 0
-        self.start: float | None = None
-
-    def disable(self) -> None:
-        """Print nothing: Lightning asks this of every rank but the first."""
-        self.enabled = False
-
-    def enable(self) -> None:
-        """Print again."""
-        self.enabled = True
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the line of the epoch before: only now are its training metrics complete."""
-        self.on_train_end(trainer, pl_module)
-        self.epoch, self.validated, self.start = trainer.current_epoch, False, time.perf_counter()
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note that the epoch has validation metrics of its own."""
-        self.validated = True
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the last epoch's line."""
-        if self.start is None:
-            return
-        seconds, self.start = time.perf_counter() - self.start, None
-        parts, metrics = [self.name(trainer)], trainer.callback_metrics
-        for stage in ("train", "val") if self.validated else ("train",):
-            if f"{stage}/loss" in metrics and f"{stage}/acc" in metrics:
-                parts.append(f"{stage} loss {metrics[f'{stage}/loss']:.4f} acc {metrics[f'{stage}/acc']:6.2%}")
-        if self.enabled:
-            self.print("  ".join([*parts, f"{seconds:.1f} s"]), flush=True)
-
-    def name(self, trainer: L.Trainer) -> str:
-        """Return the current epoch's name, such as ``Epoch  1/10``."""
-        last = trainer.max_epochs or -1
-        return f"Epoch {self.epoch + 1:>{len(str(last))}}/{last}" if last > 0 else f"Epoch {self.epoch + 1}"
-
-
-class CalmProgressBar(EpochLines):
-    """``EpochLines``, and below them a bar of the current epoch with the time left.
-
-    It is drawn at most ten times a second: drawing takes longer than a small update.
-    """
-
-    FORMAT = "{desc}  {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}  time left: epoch {remaining}{postfix}"
-    _due = 0.0
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember when this run began, and at which epoch."""
-        self._begin, self._first = time.perf_counter(), trainer.current_epoch
-        self._due = self._begin + 0.1
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Draw the bar if it is due."""
-        if (now := time.perf_counter()) >= self._due:
-            done, total = args[2] + 1, self.total_train_batches
-            epochs = (self.epoch - self._first + done / total) or math.inf  # since the beginning
-            left = (now - self._begin) * (((trainer.max_epochs or 0) - self._first) / epochs - 1)
-            text = f"run {Tqdm.format_interval(left)}" if left > 0 else None
-            self._draw(self.name(trainer), done, total, now - (self.start or now), text)
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember when the validation began."""
-        self._validation_start = time.perf_counter()
-
-    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Draw the validation's bar if it is due."""
-        if not trainer.sanity_checking and (now := time.perf_counter()) >= self._due:
-            total, seconds = sum(trainer.num_val_batches), now - self._validation_start
-            self._draw(f"{self.name(trainer)} validation", args[2] + 1, total, seconds)
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Remove the bar."""
-        self.print(end="")
-
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print in the place of the bar, which the next update draws below."""
-        if self.enabled:
-            print(f"\r{' ' * (shutil.get_terminal_size().columns - 1)}\r", end="")
-        print(*args, **kwargs)
-
-    def _draw(self, name: str, done: int, total: float, seconds: float, postfix: str | None = None) -> None:
-        self._due = time.perf_counter() + 0.1
-        if self.enabled:
-            size, width = None if math.isinf(total) else total, shutil.get_terminal_size().columns - 3  # room for ^C
-            bar = Tqdm.format_meter(done, size, seconds, width, name, postfix=postfix, bar_format=self.FORMAT)
-            print(f"\r{bar}", end="", flush=True)
+def tensorboards(trainer: L.Trainer) -> list[TensorBoardRunLogger]:
+    """Return the run's TensorBoard logger, if it has one."""
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardRunLogger)]
 
 
 def gather(parts: list[Tensor], world_size: int) -> NDArray[Any]:
@@ -277,9 +171,8 @@ def gather(parts: list[Tensor], world_size: int) -> NDArray[Any]:
         world_size: The number of processes, all of which must call this.
     """
     own = torch.cat(parts).cpu()
-    ranks = [own]
+    ranks = [own] * world_size
     if world_size > 1:
-        ranks = [own] * world_size
         torch.distributed.all_gather_object(ranks, own)
     merged = torch.empty(sum(map(len, ranks)), *own.shape[1:])
     for rank, rows in enumerate(ranks):
@@ -326,16 +219,15 @@ class ReportWriter(Callback):
                 self.folder / "report",
                 title=f"{type(data).__name__} · {self.folder.resolve().name}{views}",
                 dataset=type(data).__name__,
-                images=images,
-                labels=labels,
-                probabilities=probabilities,
+                test=(images, labels, probabilities),
                 loss=trainer.callback_metrics["test/loss"].item(),
                 history=read_history(self.folder / "metrics.csv"),
-                record=self.record or None,
+                record=self.record,
                 robustness=changed,
                 names=data.class_names,
             )
-            _show(trainer, "test", pngs)
+            for logger in tensorboards(trainer):
+                logger.show("test", pngs)
         self.metrics = trainer.strategy.broadcast(self.metrics)
 
 
@@ -382,10 +274,5 @@ class ValidationFigures(Callback):
                 "confusion": figures.confusion_counts(metrics.confusion(labels, probabilities), data.class_names),
                 "misclassified": figures.gallery(*chosen, (images, labels, probabilities), data.class_names),
             }
-            _show(trainer, "val", {name: figures.png(figure) for name, figure in drawn.items()})
-
-
-def _show(trainer: L.Trainer, stage: str, pngs: Mapping[str, bytes]) -> None:
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardRunLogger):
-            logger.show(stage, pngs, trainer.global_step)
+            for logger in tensorboards(trainer):
+                logger.show("val", {name: figures.png(figure) for name, figure in drawn.items()}, trainer.global_step)

@@ -2,7 +2,6 @@
 
 import inspect
 import shutil
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
@@ -20,9 +19,10 @@ from mnist_lightning.classifier import DigitClassifier, load_weights, read_check
 from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.errors import InputError
 from mnist_lightning.settings import is_plain, to_settings
-from mnist_lightning.training.callbacks import CalmProgressBar, EpochLines, RunRecord
+from mnist_lightning.training.callbacks import RunRecord
 from mnist_lightning.training.fast_loop import use_fast_loop
 from mnist_lightning.training.loggers import HistoryLogger, TensorBoardRunLogger
+from mnist_lightning.training.progress import EpochLines
 from mnist_lightning.training.resume import AtomicCheckpointIO, ResumePoint, seed_all
 from mnist_lightning.training.run import Run, all_loggers, as_list, find_checkpoint, find_last, load_run
 from mnist_lightning.training.runs import LOG_DIR
@@ -118,7 +118,7 @@ def _trainer(
             given = given | {"enable_checkpointing": any(isinstance(own, ModelCheckpoint) for own in callbacks)}
     has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
     if not has_bar and given.get("enable_progress_bar") is not False:
-        callbacks = [*callbacks, CalmProgressBar() if sys.stdout.isatty() else EpochLines()]
+        callbacks = [*callbacks, EpochLines()]
     loggers = [TensorBoardRunLogger(folder, step), HistoryLogger(folder, step)]
     own = {
         "default_root_dir": folder,
@@ -150,22 +150,18 @@ def claim(log_dir: Path, name: str | None = None) -> Path:
     if name is not None and (Path(name).name != name or name in ("best", "last")):
         raise InputError(f"a run's name must be one folder name, and not best or last, got {name}")
     numbers = [int(path.name[8:]) for path in log_dir.glob("version_*") if path.name[8:].isdecimal()]
+    free = (f"version_{number}" for number in count(max(numbers, default=-1) + 1))
     try:
         log_dir.mkdir(parents=True, exist_ok=True)
-        for number in count(max(numbers, default=-1) + 1):
+        for folder in (log_dir / each for each in ([name] if name else free)):
             with suppress(FileExistsError):
-                folder = log_dir / (name or f"version_{number}")
                 folder.mkdir()
                 return folder
-            if name is not None:
-                raise InputError(
-                    f"the run {folder} exists: choose another name, or resume it with --ckpt_path {folder}"
-                )
     except OSError as error:
         raise InputError(
             f"cannot make a run folder in {log_dir}: {error.strerror}; choose another --trainer.default_root_dir"
         ) from error
-    raise AssertionError
+    raise InputError(f"the run {folder} exists: choose another name, or resume it with --ckpt_path {folder}")
 
 
 def copy_weights(net: nn.Module, path: Path) -> None:

@@ -54,14 +54,14 @@ class TensorBoardRunLogger(TensorBoardLogger):
 
         arguments = settings["net_arguments"] or {}
         names = ("augmentation", "batch_size", "lr", "lr_scheduler", "optimizer", "seed")
-        columns = {name: "none" if settings[name] is None else settings[name] for name in names}
+        columns = {name: settings[name] for name in names}
         # The first argument is the one that people vary most, such as the hidden sizes.
-        columns |= {"architecture": " ".join([settings["network"], *map(str, [*arguments.values()][:1])])}
+        columns["architecture"] = " ".join([settings["network"], *map(str, [*arguments.values()][:1])])
         columns |= {"epochs": settings["max_epochs"], "trained_on": settings["dataset"]}
-        for name, value in arguments.items():
-            columns[f"net_{name}"] = value if isinstance(value, (int, float)) else str(value)
+        columns |= {f"net_{name}": value for name, value in arguments.items()}
+        texts = {name: str(value or "none") for name, value in columns.items() if not isinstance(value, (int, float))}
         # Of the metrics only the names are written.
-        for summary in hparams(columns, dict.fromkeys(HPARAMS_METRICS, 0.0)):  # type: ignore[no-untyped-call]
+        for summary in hparams(columns | texts, dict.fromkeys(HPARAMS_METRICS, 0.0)):  # type: ignore[no-untyped-call]
             self.experiment.file_writer.add_summary(summary)
 
     @rank_zero_only
@@ -83,10 +83,9 @@ class TensorBoardRunLogger(TensorBoardLogger):
 
     def show(self, stage: str, pngs: Mapping[str, bytes], step: int = 0) -> None:
         """Log PNG pictures as ``<stage>/<name>``, at ``final_step`` if there is one."""
-        step = step if self.final_step is None else self.final_step
         for name, png in pngs.items():
             image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-            self.experiment.add_image(f"{stage}/{name}", image, step, dataformats="HWC")
+            self.experiment.add_image(f"{stage}/{name}", image, self.final_step or step, dataformats="HWC")
 
     @rank_zero_only
     def save(self) -> None:  # noqa: D102

@@ -1,9 +1,7 @@
 """What the run folders say, in one table; read without torch."""
 
 import json
-import re
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +10,27 @@ import yaml
 from mnist_lightning.errors import InputError, printable
 
 LOG_DIR = "lightning_logs"
-COLUMNS = ("name", "data", "network", "epochs", "validation", "test", "when")
+COLUMNS = {"name": str, "data": str, "network": str, "epochs": int, "validation": float, "test": float, "when": str}
 
 
 def runs(log_dir: str | Path = LOG_DIR, sort: str = "when") -> list[dict[str, Any]]:
     """Return a row for each run in a folder; it imports neither torch nor Lightning.
 
     ``validation`` is the best validation accuracy and ``test`` the one in ``report/metrics.json``, both in [0, 1].
-    ``when`` is the start, or for an older run the last change of ``run.json``. What is not known is None. Folders
-    without a valid ``run.json`` are left out.
+    ``when`` is the start. What is not known is None. Folders without a valid ``run.json`` are left out.
 
     Args:
         log_dir: The folder of runs.
         sort: The column to sort by: text from A to Z, the highest number first, the newest run first; None is last.
     """
     rows: list[dict[str, Any]] = []
-    for file in Path(log_dir).glob("*/run.json"):
+    for file in sorted(Path(log_dir).glob("*/run.json")):
         if record := read_json(file):
+            kept = [record.get(key) for key in ("dataset", "network", "epochs", "best_val_acc")]
             test = read_json(file.parent / "report" / "metrics.json").get("accuracy")
-            texts = {"data": record.get("dataset"), "network": record.get("network") or _network(file.parent)}
-            numbers = {"epochs": record.get("epochs"), "validation": record.get("best_val_acc"), "test": test}
-            row = {name: value if isinstance(value, str) else None for name, value in texts.items()}
-            row |= {name: value if _is_number(value) else None for name, value in numbers.items()}
-            rows.append({"name": file.parent.name, **row, "when": _start(record, file)})
-    rows.sort(key=lambda row: datetime.fromisoformat(row["when"]), reverse=True)
+            values = dict(zip(COLUMNS, [file.parent.name, *kept, test, record.get("started")], strict=True))
+            rows.append({name: value if isinstance(value, COLUMNS[name]) else None for name, value in values.items()})
+    rows.sort(key=lambda row: row["when"] or "", reverse=True)
     if sort != "when":
         rows.sort(key=lambda row: (row[sort] is None, row[sort] if isinstance(row[sort], str) else -(row[sort] or 0)))
     return rows
@@ -45,9 +40,11 @@ def runs_table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows of ``runs`` as a text table; accuracies are percentages."""
     cells = [list(COLUMNS)]
     for row in rows:
-        shown = {**row, "when": row["when"][:16].replace("T", " ")}.values()
-        known = ["-" if value is None else value for value in shown]
-        cells.append([f"{value:.2%}" if isinstance(value, float) else printable(str(value)) for value in known])
+        known = {name: "-" if value is None else value for name, value in row.items()}
+        known["when"] = known["when"][:16].replace("T", " ")
+        cells.append(
+            [f"{value:.2%}" if isinstance(value, float) else printable(str(value)) for value in known.values()]
+        )
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
 
@@ -72,26 +69,3 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"cannot read the settings in {path}: {' '.join(str(error).split()):.200}") from error
     return config if isinstance(config, dict) else {}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 <= value < 1e9  # not NaN, which is not JSON
-
-
-def _network(folder: Path) -> str | None:
-    """Return the network that ``config.yaml`` names; searched as text, since parsing YAML takes much longer."""
-    try:
-        config = (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    found = re.search(r"^  net:\n    class_path: (?:[\w.]+\.)?(\w+)$", config, re.M)
-    return found[1] if found else None
-
-
-def _start(record: dict[str, Any], file: Path) -> str:
-    """Return the local time when a run started."""
-    try:
-        start = datetime.fromisoformat(record["started"]).astimezone()
-    except (KeyError, TypeError, ValueError, OverflowError):
-        start = datetime.fromtimestamp(file.stat().st_mtime).astimezone()
-    return start.isoformat(timespec="seconds")
