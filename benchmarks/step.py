@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from mnist_lightning import MLP, MNIST, DigitClassifier, fit
 from mnist_lightning.data.base import DEFAULT_DATA_DIR
-from mnist_lightning.training.callbacks import CalmProgressBar
 from mnist_lightning.training.fast_loop import useful_threads
+from mnist_lightning.training.progress import EpochLines
 
 PARTS = ("gather and scale", "forward and loss", "zero_grad", "backward", "optimizer step")
 OFF = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -107,7 +107,7 @@ def main() -> None:
         run = {**timed_epoch(data, net, optimizer), "bare loop": bare_epoch(data, net, optimizer)}
         torch.set_num_threads(all_threads)  # fit chooses for itself
         run["fit, all off"] = fit_epoch(args.data_dir, **OFF)
-        run["fit, all on"] = fit_epoch(args.data_dir, callbacks=[CalmProgressBar()])
+        run["fit, all on"] = fit_epoch(args.data_dir, callbacks=[EpochLines()])
         runs.append(run)
         print(f"round {number + 1} of {args.rounds}: bare loop {run['bare loop'] * 1e6:.0f} us", flush=True)
     medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}

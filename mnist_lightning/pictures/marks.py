@@ -249,9 +249,11 @@ def read_lines(ink: Pixels, mask: Pixels) -> list[list[Mark]]:
             rest = without_lines(mark, ink.shape, least) if doubt else [mark]
             is_better = _likeness(rest).max(initial=0) > like
             pieces += rest if line or is_better else [mark]
-        if len(pieces) != len(marks):
-            pieces = _without_thin(pieces)
+        has_lines = len(pieces) != len(marks)
         marks, likeness = pieces, _likeness(pieces)
+        if has_lines:
+            kept = _thicker_than_lines(marks, likeness)
+            marks, likeness = [mark for mark, keep in zip(marks, kept, strict=True) if keep], likeness[kept]
     if not marks:
         return []
     height = _height(marks, likeness)
@@ -273,16 +275,12 @@ def _is_long(mark: Mark, page: tuple[int, int]) -> bool:
     return width > 2.5 * height or width > 0.9 * page_width or height > 0.9 * page_height
 
 
-def _without_thin(marks: Sequence[Mark]) -> list[Mark]:
-    """Return the marks of a page with lines without what is left of the lines: it is thinner than the pen."""
-    pens = [float(cv2.distanceTransform(np.pad(mark.ink, 1), cv2.DIST_C, 3).max()) for mark in marks]
-    slim = [mark.ink.shape[1] < 0.3 * mark.ink.shape[0] for mark in marks]
-    usual = max((pen for pen, narrow in zip(pens, slim, strict=True) if not narrow), default=0.0)
-
-    def least(mark: Mark, narrow: bool) -> float:
-        return usual * (0.3 if not narrow else 0.6 if mark.ink.shape[1] < 0.1 * mark.ink.shape[0] else 0.4)
-
-    return [mark for mark, pen, narrow in zip(marks, pens, slim, strict=True) if pen > least(mark, narrow)]
+def _thicker_than_lines(marks: Sequence[Mark], likeness: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return which marks of a page with lines are not what is left of the lines, which are thinner than the pen."""
+    pens = np.array([cv2.distanceTransform(np.pad(mark.ink, 1), cv2.DIST_C, 3).max() for mark in marks])
+    slim = np.array([mark.ink.shape[1] / mark.ink.shape[0] for mark in marks])
+    pen = pens[(slim > 0.3) & (likeness >= 0.5)].max(initial=0)
+    return np.asarray(pens > pen * np.select([slim < 0.1, slim < 0.3], [0.6, 0.4], 0.3))
 
 
 def _frames(marks: Sequence[Mark], likeness: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -338,7 +336,11 @@ def _chosen(lines: Sequence[Sequence[Mark]], height: float) -> list[list[Mark]]:
     for number, each in enumerate(pieces):
         # best[n]: the cost of the first n pieces, and the groups that they make
         best: list[tuple[float, list[Mark]]] = [(0.0, [])]
-        own = [(start, stop, float(like)) for (line, start, stop), like in zip(groups, likeness, strict=True) if line == number]
+        own = [
+            (start, stop, float(like))
+            for (line, start, stop), like in zip(groups, likeness, strict=True)
+            if line == number
+        ]
         for end in range(1, len(each) + 1):
             options = []
             for start, stop, like in own:

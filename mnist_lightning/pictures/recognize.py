@@ -29,9 +29,9 @@ FILES_AT_ONCE = 256
 WORTH_A_PROCESS = 500  # files; for fewer, starting it takes longer than reading them
 SHOWN = 40  # digits in pictures.png
 ANNOTATED = 100  # pictures that get a copy with what was read
-CERTAIN = 0.9  # the least confidence of the network for a certain digit
-NO_DIGIT = 0.5  # the judge's probability of "no digit" from which a find is doubtful
-SIZES = (0.65, 1.35)  # a find much lower or higher than the page's other digits is doubtful: a letter, a bracket
+CERTAIN = 0.98  # the least confidence of the network for a certain digit
+NO_DIGIT = 0.3  # the judge's probability of "no digit" from which a find is doubtful
+SIZES = (0.7, 1.3)  # a find much lower or higher than the page's other digits is doubtful: a letter, a bracket
 TABLE, CARDS, COPIES = "pictures.csv", "pictures.png", "pictures"
 COLUMNS = ["file", "line", "number", "text", "digit", "certain", "confidence", "runner_up", "runner_up_confidence"]
 COLUMNS += ["left", "top", "right", "bottom"]
@@ -47,7 +47,9 @@ class Digit(NamedTuple):
     probabilities: NDArray[np.float32]  # (10,)
     box: Box  # left, top, right, bottom in the picture's pixels; right and bottom are exclusive
     pixels: NDArray[np.uint8]  # (28, 28), what the network saw
-    certain: bool  # the network is sure, a second one that knows other signs too agrees, and it is as high as the others
+    certain: (
+        bool  # the network is sure, a second one that knows other signs too agrees, and it is as high as the others
+    )
     line: int  # of the page, from 1
     number: int  # within the line, from 1: the digits without a wide gap between them
 
@@ -228,7 +230,9 @@ def _write_cards(path: Path, shown: Sequence[tuple[str, Reading]], total: int) -
             picture = read_picture(file) if len(cards) < SHOWN else None
             for digit in digits[: SHOWN - len(cards)]:
                 part, box = surroundings(picture, digit.box)
-                cards.append(figures_pictures.FoundDigit(file, part, box, digit.pixels, digit.probabilities, digit.certain))
+                cards.append(
+                    figures_pictures.FoundDigit(file, part, box, digit.pixels, digit.probabilities, digit.certain)
+                )
     if not cards:
         return []
     with warnings.catch_warnings():
