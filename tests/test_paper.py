@@ -1,4 +1,4 @@
-"""Pages as people take pictures of them: sheets on tables, turned pages, lines, touching and broken digits, other signs."""
+"""Pages as people take pictures of them: sheets on tables, turned pages, lines, touching digits, other signs."""
 
 import cv2
 import numpy as np
@@ -39,7 +39,7 @@ def assert_found(picture: np.ndarray, boxes: list, least: float = 0.7) -> None:
 
 def test_sheet_on_a_table() -> None:
     page, boxes = written(LINES)
-    picture, seen, transform = photographed(page, boxes)
+    picture, seen, _ = photographed(page, boxes)
     straight, back = find_sheet(picture)
     assert straight.min() < 100 < 240 < np.median(straight)
     corner = back @ np.array([0, 0, 1])  # a margin of the sheet is left out

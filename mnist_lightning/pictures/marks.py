@@ -1,4 +1,4 @@
-"""From a page's ink to the marks that are digits: without lines, with broken strokes joined and touching digits apart."""
+"""From a page's ink to its digits: remove lines, join broken strokes, separate digits that touch."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -41,12 +41,12 @@ class Mark(NamedTuple):
     @property
     def right(self) -> int:
         """Exclusive."""
-        return self.left + self.ink.shape[1]
+        return self.left + int(self.ink.shape[1])
 
     @property
     def bottom(self) -> int:
         """Exclusive."""
-        return self.top + self.ink.shape[0]
+        return self.top + int(self.ink.shape[0])
 
     @property
     def middle(self) -> tuple[float, float]:
@@ -106,7 +106,7 @@ def _tight(mark: Mark) -> Mark:
 
 def connected(ink: Pixels, mask: Pixels, left: int = 0, top: int = 0, least: int = 1) -> list[Mark]:
     """Return the marks of a mask, but for those whose longer side is shorter than ``least`` pixels."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     big = 1 + np.flatnonzero(stats[1:, 2:4].max(axis=1) >= least)
     if len(big) > MAX_MARKS:
         big = big[np.argsort(-stats[big, 4])[:MAX_MARKS]]
@@ -272,7 +272,7 @@ def read_lines(ink: Pixels, mask: Pixels) -> list[list[Mark]]:
 def _is_long(mark: Mark, page: tuple[int, int]) -> bool:
     """Return whether a mark is a bar, or goes from one edge of the page to the other."""
     (height, width), (page_height, page_width) = mark.ink.shape, page
-    return width > 2.5 * height or width > 0.9 * page_width or height > 0.9 * page_height
+    return bool(width > 2.5 * height or width > 0.9 * page_width or height > 0.9 * page_height)
 
 
 def _thicker_than_lines(marks: Sequence[Mark], likeness: NDArray[np.float32]) -> NDArray[np.bool_]:

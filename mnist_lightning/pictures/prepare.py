@@ -1,5 +1,6 @@
 """From a picture of digits to images like MNIST's: find each digit, clean, scale and centre it."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import cv2
@@ -107,7 +108,7 @@ def _numbers(line: list[Mark]) -> list[int]:
     """Return for each digit of a line the number that it belongs to, from 1."""
     tall = np.median([mark.ink.shape[0] for mark in line])
     number, numbers = 1, [1]
-    for before, mark in zip(line, line[1:], strict=False):
+    for before, mark in pairwise(line):
         number += int(mark.left - before.right > NUMBER_GAP * tall)
         numbers.append(number)
     return numbers

@@ -63,7 +63,7 @@ class Reading(list[Digit]):
 
     @property
     def text(self) -> str:
-        """Its lines, with a blank between two numbers: ``42 17\\n8? 3``."""
+        """Its lines; between two numbers is a blank, and after a doubtful digit a question mark."""
         return "\n".join(
             " ".join("".join(map(str, number)) for _, number in groupby(line, lambda digit: digit.number))
             for _, line in groupby(self, lambda digit: digit.line)
@@ -225,9 +225,9 @@ def _write_cards(path: Path, shown: Sequence[tuple[str, Reading]], total: int) -
 
     path.unlink(missing_ok=True)
     cards: list[figures_pictures.FoundDigit] = []
-    for file, digits in shown:
+    for file, digits in shown[:SHOWN]:
         with suppress(InputError):  # the file is read again rather than kept in memory, and may be gone
-            picture = read_picture(file) if len(cards) < SHOWN else None
+            picture = read_picture(file)
             for digit in digits[: SHOWN - len(cards)]:
                 part, box = surroundings(picture, digit.box)
                 cards.append(

@@ -52,12 +52,13 @@ def found_digits(digits: Sequence[FoundDigit], total: int) -> Figure:
         axis.add_patch(Rectangle((left, top), w, h, color="0.6", zorder=-1))
         axis.imshow(digit.surroundings, extent=(left, left + w, top + h, top), **GREY)
         x0, y0, x1, y1 = np.array(digit.box) / max(digit.surroundings.shape[:2])
-        axis.add_patch(Rectangle((left + x0, top + y0), x1 - x0, y1 - y0, fill=False, edgecolor=WRONG))
+        edge = CORRECT if digit.certain else WRONG
+        axis.add_patch(Rectangle((left + x0, top + y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge))
         axis.imshow(digit.image, extent=(x + 1.1, x + 2.1, y + 1, y), interpolation="nearest", **GREY)
         axis.text(x, y - 0.07, _short(digit.name), fontsize=9, va="bottom", parse_math=False)
         for rank, likely in enumerate(np.argsort(-digit.probabilities, kind="stable")[:3]):
             share, line = float(digit.probabilities[likely]), y + 0.17 + 0.33 * rank
-            colour, weight = (PALE, "normal") if rank else (CORRECT if digit.certain else WRONG, "bold")
+            colour, weight = (PALE, "normal") if rank else (edge, "bold")
             axis.add_patch(Rectangle((x + 2.36, line - 0.12), 0.38 * share, 0.24, color=colour))
             axis.text(x + 2.3, line, str(likely), fontsize=11, weight=weight, va="center", ha="right")
             axis.text(x + 3.22, line, number(share, ".0%"), fontsize=9, va="center", ha="right", color="0.25")
