@@ -210,7 +210,7 @@ def test_augmentation_that_cannot_be_read_back(folder: Path, capsys: pytest.Capt
         ("fit --net MLPP", r"--model.net: unknown class MLPP; did you mean MLP\?"),
         ("fit --data FashonMNIST", r"--data: unknown class FashonMNIST; did you mean FashionMNIST\?"),
         ("fit --model.optimizer Adm", r"--model.optimizer: unknown class Adm; did you mean Adam\?"),
-        ("fit --net Nope", "--model.net: unknown class Nope; see --help"),
+        ("fit --net Qwertyuiop", "--model.net: unknown class Qwertyuiop; see --help"),
         ("predict a.png", "no run with best.ckpt in lightning_logs: train one first, python -m mnist_lightning fit"),
         ("fit --ckpt_path last", "no run with last.ckpt in lightning_logs: train one first.*"),
         ("test --ckpt_path nowhere", "no checkpoint at nowhere: give a run folder or a checkpoint file"),

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.ndimage import center_of_mass
 
 from mnist_lightning.errors import InputError
-from mnist_lightning.pictures.marks import MAX_DIGITS
+from mnist_lightning.pictures.digits import MAX_DIGITS
 from mnist_lightning.pictures.prepare import WORKING_SIDE, find_digits
 
 

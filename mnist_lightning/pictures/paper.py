@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 Transform = NDArray[np.float64]  # (3, 3), of homogeneous coordinates
 
+PHOTOGRAPH = 300  # pixels of the shorter side; in a smaller picture, a bold 0 looks like a sheet with a hole
 SMALL = 400  # pixels of the longer side, enough to see a sheet
 STROKE = 17  # of these: wider than any stroke
 LEAST, MOST = 0.12, 0.97  # of the picture that a sheet covers
@@ -29,7 +30,7 @@ def find_sheet(grey: Pixels) -> tuple[Pixels, Transform]:
     Returns:
         The page, grey, and the transform from its pixels to the picture's.
     """
-    if min(grey.shape) >= 100:
+    if min(grey.shape) >= PHOTOGRAPH:
         for levels in (grey, cv2.bitwise_not(grey)):  # a light sheet on a dark table, or the other way round
             outline = _outline(levels)
             if outline is not None:
@@ -66,7 +67,10 @@ def _outline(grey: Pixels) -> tuple[NDArray[np.float32], bool] | None:
     if not light or not inner.any():
         return None
     edge = np.array(small.shape[::-1]) - 2
-    is_whole = len(corners) == 4 and bool(((corners > 1) & (corners < edge)).all())
+    is_within = bool(((corners > 1) & (corners < edge)).all())
+    is_whole = is_within and len(corners) == 4
+    if is_within and not is_whole:
+        return None
     near, far = (cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)) for side in (7, 15))
     within, beyond = (
         float(np.median(paper[change(sheet, near) != change(sheet, far)])) for change in (cv2.erode, cv2.dilate)

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_lightning.errors import InputError
+from mnist_lightning.pictures.digits import MAX_DIGITS, read_lines
 from mnist_lightning.pictures.ink import find_ink, grey_levels
-from mnist_lightning.pictures.marks import MAX_DIGITS, Mark, centred, read_lines
+from mnist_lightning.pictures.marks import Mark, centred
 from mnist_lightning.pictures.paper import find_sheet, skew
 
 WORKING_SIDE = 1600  # larger pictures are first shrunk to it; a digit of 1/80 of the page still has 20 pixels
