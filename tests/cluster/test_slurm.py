@@ -15,6 +15,11 @@ from mnist_lightning.doctor import CHECKS
 FIT = ("--data", "UCIDigits", "--data.batch_size", "1", "--trainer.max_epochs", "3")
 
 
+def saved_step(run: Path) -> int:
+    file = run / "checkpoints/last.ckpt"
+    return torch.load(file, weights_only=True)["global_step"] if file.exists() else 0
+
+
 @pytest.mark.slurm
 def test_requeued_job_is_the_same(tmp_path: Path) -> None:
     slurm = pytest.importorskip("slurm")  # Windows has no geteuid
@@ -29,10 +34,10 @@ def test_requeued_job_is_the_same(tmp_path: Path) -> None:
             cluster.run("sbatch", "--parsable", "--nodes=2", *options, *script) for options in ((), (offers,))
         )
         runs = [tmp_path / f"runs/{job}/lightning_logs/version_0" for job in (whole, stopped)]
-        cluster.wait("an epoch", (runs[1] / "metrics.csv").exists)
+        cluster.wait("an epoch", lambda: saved_step(runs[1]) > 0)
         cluster.run("scancel", "--signal=USR1", stopped)  # as SLURM does before the time limit
         cluster.wait("a requeue", lambda: cluster.job(stopped)["Restarts"] == "1")
-        saved = torch.load(runs[1] / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+        saved = saved_step(runs[1])
         cluster.run("scontrol", "update", f"JobId={stopped}", "StartTime=now")  # SLURM would wait two minutes
         for job in (whole, stopped):
             cluster.wait(f"job {job}", lambda job=job: cluster.job(job)["JobState"] in ("COMPLETED", "FAILED"))
