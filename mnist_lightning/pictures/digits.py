@@ -10,6 +10,7 @@ from mnist_lightning.pictures.marks import Mark, Pixels, connected, joined, like
 from mnist_lightning.pictures.rules import SHORT, frames_of, is_long, thicker_than_lines, without_lines
 
 MAX_DIGITS = 500  # in one picture
+SURE = 0.95  # the judge's probability of a digit that stays as it is, even if it fills the page
 SPECK = 0.15  # of the digits' height: a smaller mark is dirt
 PIECE = 0.4  # a lower mark may be a piece of a digit, and is no digit of its own
 BODY = 0.65  # a lower mark begins no line
@@ -33,9 +34,11 @@ def read_lines(ink: Pixels, mask: Pixels) -> list[list[Mark]]:
     if not marks:
         return []
     likeness = likeness_of(marks)
+    if len(marks) == 1 and likeness[0] >= SURE:
+        return [marks]
     frames = frames_of(marks, likeness)
     whole = np.array([is_long(mark, ink.shape) for mark in marks])
-    doubtful = frames | (likeness < 0.5) | (whole & (likeness < 0.95))
+    doubtful = frames | (likeness < 0.5) | (whole & (likeness < SURE))
     if doubtful.any():
         # A digit has lines too, but they are shorter than it is high.
         least = 1.2 * _height(marks, likeness) if (likeness >= 0.5).any() else SHORT
