@@ -105,7 +105,7 @@ def test_epoch_lines(folder: Path, capsys: pytest.CaptureFixture[str], monkeypat
             for row in run.history
         ]
         drawn = re.findall(r"\rEpoch +(\d)/10 +17% \|.*?\| 6/36  time left: epoch 00:0\d, run 00:\d\d", out)
-        assert drawn == (["1", "2"] if is_terminal else [])
+        assert set(drawn) == ({"1", "2"} if is_terminal else set())  # a slow machine draws it twice
         assert "\r" not in lines[0]
     assert out.split(lines[0])[0].endswith("\r")
 
