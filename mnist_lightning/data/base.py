@@ -40,7 +40,7 @@ class Digits:
 class DigitDataModule(L.LightningDataModule):
     """Base of the data modules: a source implements ``load`` and, where it downloads, ``prepare_data``.
 
-    Images stay uint8 in memory, on the training device. A batch is ``(images, labels)``: float images
+    Images stay uint8 in memory, on the training device where they fit. A batch is ``(images, labels)``: float images
     ``(B, 1, 28, 28)`` in [0, 1], augmented in training, and labels ``(B,)``; in prediction it is ``(images,)``. A
     source whose test images have no labels sets ``has_test_labels`` to False: it can predict, but not test. One whose
     classes are not digits sets ``class_names``.
@@ -177,13 +177,18 @@ class DigitDataModule(L.LightningDataModule):
             rank = self.trainer.global_rank
         if len(digits) < world_size:
             raise InputError(f"{len(digits)} images are too few for {world_size} processes: use fewer")
+        images, labels = digits.images, digits.labels
+        try:
+            images, labels = images.to(device), labels if labels is None else labels.to(device)
+        except torch.OutOfMemoryError:  # they do not fit: Lightning then moves each batch
+            images = digits.images
         return BatchLoader(
-            digits.images.to(device),
-            None if digits.labels is None else digits.labels.to(device),
+            images,
+            labels,
             digits.rows,
             batch_size=batch_size,
             seed=seed,
             rank=rank,
             world_size=world_size,
-            augment=None if augment is None else augment.to(device),
+            augment=None if augment is None else augment.to(images.device),
         )
