@@ -1,13 +1,14 @@
 """From a page's ink to its digits: without lines, broken strokes joined, digits that touch apart, in reading order."""
 
+import math
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from mnist_lightning.pictures.marks import Mark, Pixels, connected, joined, likeness_of, tight
-from mnist_lightning.pictures.rules import SHORT, frames_of, is_long, thicker_than_lines, without_lines
+from mnist_lightning.pictures.ink import Pixels
+from mnist_lightning.pictures.marks import Mark, connected, joined, judged, tight
+from mnist_lightning.pictures.rules import SHORT, frames, is_long, thicker_than_lines, without_lines
 
 MAX_DIGITS = 500  # in one picture
 SURE = 0.95  # the judge's probability of a digit that stays as it is, even if it fills the page
@@ -30,49 +31,45 @@ def read_lines(ink: Pixels, mask: Pixels) -> list[list[Mark]]:
         ink: How strongly each pixel is inked ``(H, W)``, 0-255.
         mask: 1 where there is ink.
     """
-    marks = connected(ink, mask, least=max(3, max(ink.shape) // 160))
-    if not marks:
-        return []
-    likeness = likeness_of(marks)
-    if len(marks) == 1 and likeness[0] >= SURE:
+    marks = judged(connected(ink, mask, least=max(3, max(ink.shape) // 160)))
+    if len(marks) == 1 and marks[0].likeness >= SURE:
         return [marks]
-    frames = frames_of(marks, likeness)
-    whole = np.array([is_long(mark, ink.shape) for mark in marks])
-    doubtful = frames | (likeness < 0.5) | (whole & (likeness < SURE))
-    if doubtful.any():
-        # A digit has lines too, but they are shorter than it is high.
-        least = 1.2 * _height(marks, likeness) if (likeness >= 0.5).any() else SHORT
-        pieces = []
-        is_line = frames | (whole & (likeness < 0.5))
-        for mark, like, doubt, line in zip(marks, likeness, doubtful, is_line, strict=True):
-            rest = without_lines(mark, ink.shape, least) if doubt else [mark]
-            is_better = likeness_of(rest).max(initial=0) > like
-            pieces += rest if line or is_better else [mark]
-        has_lines = len(pieces) != len(marks)
-        marks, likeness = pieces, likeness_of(pieces)
-        if has_lines:
-            kept = thicker_than_lines(marks, likeness)
-            marks, likeness = [mark for mark, keep in zip(marks, kept, strict=True) if keep], likeness[kept]
+    marks = _without_rules(marks, ink.shape)
     if not marks:
         return []
-    height = _height(marks, likeness)
-    if (likeness >= 0.5).any():  # what the page's edge cuts off is no digit: a table, a shadow, half a digit
-        bottom, right = ink.shape
-        marks = [
-            mark
-            for mark, like in zip(marks, likeness, strict=True)
-            if (like >= 0.5 and len(mark.ink) < 2 * height)
-            or (mark.left > 0 and mark.top > 0 and mark.right < right and mark.bottom < bottom)
-        ]
+    height = _height(marks)
+    if any(mark.likeness >= 0.5 for mark in marks):
+        marks = [mark for mark in marks if not _is_cut_off(mark, ink.shape, height)]
     lines = _lines_of([mark for mark in marks if max(mark.ink.shape) >= SPECK * height], height)
-    return _chosen(lines, height)
+    return [digits for line in lines if (digits := _digits_of(line, height))]
+
+
+def _without_rules(marks: list[Mark], page: tuple[int, int]) -> list[Mark]:
+    """Remove lines and frames from what is no digit."""
+    # A digit has lines too, but they are shorter than it is high.
+    least = 1.2 * _height(marks) if any(mark.likeness >= 0.5 for mark in marks) else SHORT
+    rest = []
+    for mark, is_frame in zip(marks, frames(marks), strict=True):
+        parts, is_whole = [mark], is_long(mark, page)
+        if is_frame or mark.likeness < 0.5 or (is_whole and mark.likeness < SURE):
+            parts = judged(without_lines(mark, page, least))
+        is_line = is_frame or (is_whole and mark.likeness < 0.5)
+        is_better = max((part.likeness for part in parts), default=0) > mark.likeness
+        rest += parts if is_line or is_better else [mark]
+    return rest if len(rest) == len(marks) else thicker_than_lines(rest)
+
+
+def _is_cut_off(mark: Mark, page: tuple[int, int], height: float) -> bool:
+    """Return whether the page's edge cuts a mark off that is no digit: a table, a shadow, half a digit."""
+    is_within = mark.left > 0 and mark.top > 0 and mark.right < page[1] and mark.bottom < page[0]
+    return not is_within and (mark.likeness < 0.5 or len(mark.ink) >= 2 * height)
 
 
 def _cut(mark: Mark, height: float) -> list[Mark]:
     """Cut a mark where the least ink is in the way, into more pieces than it can have digits."""
     own_height, width = mark.ink.shape
     most = min(20, int(9 * width / height))
-    mask = cv2.threshold(mark.ink, 0, 1, cv2.THRESH_BINARY)[1]
+    mask = mark.mask
     y, x = np.mgrid[:own_height, :width]
     y = y - own_height / 2
     profiles = []
@@ -97,12 +94,11 @@ def _cut(mark: Mark, height: float) -> list[Mark]:
     return [tight(each) for each in pieces if each.ink.any()]
 
 
-def _height(marks: Sequence[Mark], likeness: NDArray[np.float32]) -> float:
+def _height(marks: Sequence[Mark]) -> float:
     """Return the usual height of the page's digits: the one that the most digits nearly have."""
-    heights = np.array([mark.ink.shape[0] for mark in marks], float)
-    sure = heights[likeness >= 0.5]
+    sure = np.array([len(mark.ink) for mark in marks if mark.likeness >= 0.5], float)
     if not len(sure):
-        return float(heights.max())
+        return float(max((len(mark.ink) for mark in marks), default=0))
     alike = (sure <= 1.6 * sure[:, None]) & (sure >= sure[:, None] / 1.6)
     counts = alike.sum(axis=1) + sure / (sure.max() + 1)  # of equal ones the largest
     return float(np.quantile(sure[alike[counts.argmax()]], 0.75))
@@ -124,44 +120,28 @@ def _lines_of(marks: Sequence[Mark], height: float) -> list[list[Mark]]:
     return [sorted(line, key=lambda mark: mark.middle[0]) for line in lines]
 
 
-def _chosen(lines: Sequence[Sequence[Mark]], height: float) -> list[list[Mark]]:
-    """Choose how the marks of each line make digits: so that the product of their probabilities is the largest."""
-    pieces: list[list[Mark]] = []
-    whole: list[list[bool]] = []
-    for line in lines:
-        likeness = likeness_of(line)
-        cut = [
-            _cut(mark, height) if like < 0.8 and mark.ink.shape[1] > 0.7 * height else [mark]
-            for mark, like in zip(line, likeness, strict=True)
-        ]
-        pieces.append([piece for each in cut for piece in each])
-        whole.append([len(each) == 1 for each in cut for _ in each])
-    groups = [(line, start, stop) for line, each in enumerate(pieces) for start, stop in _groups(each, height)]
-    likeness = likeness_of([joined(pieces[line][start:stop]) for line, start, stop in groups])
-    chosen = []
-    for number, each in enumerate(pieces):
-        # best[n]: the cost of the first n pieces, and the groups that they make
-        best: list[tuple[float, list[Mark]]] = [(0.0, [])]
-        own = [
-            (start, stop, float(like))
-            for (line, start, stop), like in zip(groups, likeness, strict=True)
-            if line == number
-        ]
-        for end in range(1, len(each) + 1):
-            options = []
-            for start, stop, like in own:
-                if stop == end:
-                    mark = joined(each[start:stop])
-                    cost, found = best[start]
-                    if mark.ink.shape[0] < max(PIECE * height, 0.4 * mark.ink.shape[1]):
-                        lost = sum(PER_PIECE if own_mark else PER_REJECT for own_mark in whole[number][start:stop])
-                        options.append((cost + lost, found))
-                    else:
-                        unlikely = min(PER_REJECT, -float(np.log(like + 1e-6)))
-                        options.append((cost + PER_DIGIT + unlikely + PER_CUT * each[start].cut, [*found, mark]))
-            best.append(min(options, key=lambda option: option[0]))
-        chosen.append(best[-1][1])
-    return [line for line in chosen if line]
+def _digits_of(line: Sequence[Mark], height: float) -> list[Mark]:
+    """Choose how the marks of a line make digits: so that the product of their probabilities is the largest."""
+    pieces: list[Mark] = []
+    losses: list[float] = []  # the cost of each piece if it belongs to no digit
+    for mark in line:
+        is_wide = mark.likeness < 0.8 and mark.ink.shape[1] > 0.7 * height
+        cut = _cut(mark, height) if is_wide else [mark]
+        pieces += cut
+        losses += [PER_PIECE if len(cut) == 1 else PER_REJECT] * len(cut)
+    groups = _groups(pieces, height)
+    # best[n]: the cost of the first n pieces, and the digits that they make
+    best: list[tuple[float, list[Mark]]] = [(0.0, []), *[(math.inf, [])] * len(pieces)]
+    for (start, stop), mark in zip(groups, judged([joined(pieces[a:b]) for a, b in groups]), strict=True):
+        cost, digits = best[start]
+        if len(mark.ink) < max(PIECE * height, 0.4 * mark.ink.shape[1]):
+            cost += sum(losses[start:stop])
+        else:
+            cost += PER_DIGIT + min(PER_REJECT, -math.log(mark.likeness + 1e-6)) + PER_CUT * pieces[start].cut
+            digits = [*digits, mark]
+        if cost < best[stop][0]:
+            best[stop] = cost, digits
+    return best[-1][1]
 
 
 def _groups(pieces: Sequence[Mark], height: float) -> list[tuple[int, int]]:

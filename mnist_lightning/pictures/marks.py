@@ -5,11 +5,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from mnist_lightning.pictures.ink import Pixels
 from mnist_lightning.pictures.judge import judge
-
-Pixels = NDArray[np.uint8]
 
 MAX_MARKS = 2_000  # a texture has more
 DIGIT_SIDE = 20  # MNIST: digits scaled into 20x20, their centre of mass at the centre of 28x28
@@ -25,6 +23,12 @@ class Mark(NamedTuple):
     top: int
     ink: Pixels  # (h, w), 0 where it is not this mark's
     cut: float = 0.0  # how much ink was cut through at its left, as a share of the digits' height
+    likeness: float = -1.0  # the judge's probability of its likeliest digit; -1 before it is judged
+
+    @property
+    def mask(self) -> Pixels:
+        """1 where there is ink."""
+        return np.asarray(cv2.threshold(self.ink, 0, 1, cv2.THRESH_BINARY)[1])
 
     @property
     def right(self) -> int:
@@ -106,11 +110,12 @@ def connected(ink: Pixels, mask: Pixels, left: int = 0, top: int = 0, least: int
     return marks
 
 
-def likeness_of(marks: Sequence[Mark]) -> NDArray[np.float32]:
-    """Return the probability of each mark's likeliest digit ``(N,)``."""
-    if not marks:
-        return np.zeros(0, np.float32)
-    return np.asarray(judge(np.stack([centred(mark.ink) for mark in marks]))[:, :10].max(axis=1))
+def judged(marks: Sequence[Mark]) -> list[Mark]:
+    """Return the marks with their likeness; those that have been judged keep theirs."""
+    images = [centred(mark.ink) for mark in marks if mark.likeness < 0]
+    answers = judge(np.array(images, np.uint8).reshape(-1, SIDE, SIDE))[:, :10]  # without "no digit"
+    fresh = iter(answers.max(axis=1).tolist())
+    return [mark if mark.likeness >= 0 else Mark(*mark[:-1], next(fresh)) for mark in marks]
 
 
 def joined(marks: Sequence[Mark]) -> Mark:

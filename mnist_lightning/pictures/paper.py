@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Pixels = NDArray[np.uint8]
+from mnist_lightning.pictures.ink import Pixels
+
 Transform = NDArray[np.float64]  # (3, 3), of homogeneous coordinates
 
 PHOTOGRAPH = 300  # pixels of the shorter side; in a smaller picture, a bold 0 looks like a sheet with a hole
@@ -13,7 +14,7 @@ STROKE = 17  # of these: wider than any stroke
 LEAST, MOST = 0.12, 0.97  # of the picture that a sheet covers
 CONVEX = 0.96  # a sheet's share of its convex hull
 ANGULAR = 0.92  # the share of it that the polygon of its corners covers
-CORNERS = 7  # a sheet that the picture's edges cut has at most eight
+CORNERS = 7  # the most that a sheet has where the picture's edges cut it off
 CONTRAST = 0.85  # the table's grey as a share of the sheet's, for a sheet that lies within the picture
 SHADOW = 0.5  # the same for one that goes beyond it, since a shadow's edge looks like that too
 MARGIN = 0.012  # of a sheet's side, left out: its edge

@@ -9,14 +9,13 @@ from numpy.typing import NDArray
 
 from mnist_lightning.errors import InputError
 from mnist_lightning.pictures.digits import MAX_DIGITS, read_lines
-from mnist_lightning.pictures.ink import find_ink, grey_levels
+from mnist_lightning.pictures.ink import Pixels, find_ink, grey_levels
 from mnist_lightning.pictures.marks import Mark, centred
 from mnist_lightning.pictures.paper import find_sheet, skew
 
 WORKING_SIDE = 1600  # larger pictures are first shrunk to it; a digit of 1/80 of the page still has 20 pixels
 NUMBER_GAP = 0.6  # of the digits' height: a wider gap begins a new number
 
-Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are exclusive
 
 

@@ -47,9 +47,7 @@ class Digit(NamedTuple):
     probabilities: NDArray[np.float32]  # (10,)
     box: Box  # left, top, right, bottom in the picture's pixels; right and bottom are exclusive
     pixels: NDArray[np.uint8]  # (28, 28), what the network saw
-    certain: (
-        bool  # the network is sure, a second one that knows other signs too agrees, and it is as high as the others
-    )
+    certain: bool  # the network is sure, the judge sees the same digit, and it is as high as the page's others
     line: int  # of the page, from 1
     number: int  # within the line, from 1: the digits without a wide gap between them
 

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_lightning.pictures.marks import Mark, Pixels, connected
+from mnist_lightning.pictures.ink import Pixels
+from mnist_lightning.pictures.marks import Mark, connected
 
 SHORT = 12  # pixels of the shortest line
 
@@ -21,7 +22,7 @@ def without_lines(mark: Mark, page: tuple[int, int], least: float) -> list[Mark]
         page: Height and width.
         least: The shortest line.
     """
-    mask = cv2.threshold(mark.ink, 0, 1, cv2.THRESH_BINARY)[1]
+    mask = mark.mask
     # A line across the page may be crooked, or broken.
     height_share, width_share = (
         0.25 if own > 0.9 * whole else 0.5 for own, whole in zip(mask.shape, page, strict=True)
@@ -76,17 +77,22 @@ def is_long(mark: Mark, page: tuple[int, int]) -> bool:
     return bool(width > 2.5 * height or width > 0.9 * page_width or height > 0.9 * page_height)
 
 
-def thicker_than_lines(marks: Sequence[Mark], likeness: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return which marks of a page with lines are not what is left of the lines, which are thinner than the pen."""
+def thicker_than_lines(marks: Sequence[Mark]) -> list[Mark]:
+    """Return the marks of a page with lines without what is left of the lines, which are thinner than the pen."""
     pens = np.array([cv2.distanceTransform(np.pad(mark.ink, 1), cv2.DIST_C, 3).max() for mark in marks])
     slim = np.array([mark.ink.shape[1] / mark.ink.shape[0] for mark in marks])
-    pen = pens[(slim > 0.3) & (likeness >= 0.5)].max(initial=0)
-    return np.asarray(pens > pen * np.select([slim < 0.1, slim < 0.3], [0.6, 0.4], 0.3))
+    pen = pens[(slim > 0.3) & _are_digits(marks)].max(initial=0)
+    kept = pens > pen * np.select([slim < 0.1, slim < 0.3], [0.6, 0.4], 0.3)
+    return [mark for mark, keep in zip(marks, kept, strict=True) if keep]
 
 
-def frames_of(marks: Sequence[Mark], likeness: NDArray[np.float32]) -> NDArray[np.bool_]:
+def frames(marks: Sequence[Mark]) -> NDArray[np.bool_]:
     """Return which marks have a digit within them."""
-    boxes = np.array([(mark.left, mark.top, mark.right, mark.bottom) for mark in marks])
+    boxes = np.array([(mark.left, mark.top, mark.right, mark.bottom) for mark in marks]).reshape(-1, 4)
     within = (boxes[:, :2] > boxes[:, None, :2]).all(axis=2) & (boxes[:, 2:] < boxes[:, None, 2:]).all(axis=2)
     width = boxes[:, 2] - boxes[:, 0]
-    return np.asarray((within & (likeness >= 0.5) & (width > 0.1 * width[:, None])).any(axis=1))
+    return np.asarray((within & _are_digits(marks) & (width > 0.1 * width[:, None])).any(axis=1))
+
+
+def _are_digits(marks: Sequence[Mark]) -> NDArray[np.bool_]:
+    return np.array([mark.likeness >= 0.5 for mark in marks], bool)
