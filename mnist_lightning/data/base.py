@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mnist_lightning.data.loader import BatchLoader
+from mnist_lightning.data.split import split_rows
 from mnist_lightning.errors import InputError
 
 Split = Literal["train", "test"]
@@ -53,9 +54,13 @@ class DigitDataModule(L.LightningDataModule):
         split_seed: Seed of the train/validation split; the run's seed does not change the split.
         augmentation: Module from float images ``(n, 1, 28, 28)`` to the same, applied in training. It gets up to 2,048
             images at once and should draw its random numbers for each image.
+        folds: Number of parts for cross-validation: one of them is validated, instead of ``val_fraction``. 0 for none.
+        fold: The part that is validated, from 0; ``split_seed`` decides which images it has.
+        stratified: Whether each fold has the same share of each digit, and ``train_size`` takes as many of each.
+        train_size: Number of training images to use; all by default. The validation images stay the same.
 
     Raises:
-        InputError: If a size is below 1 or the fraction is outside [0, 1).
+        InputError: If a number is out of its range.
     """
 
     has_test_labels: ClassVar[bool] = True
@@ -68,16 +73,26 @@ class DigitDataModule(L.LightningDataModule):
         val_fraction: float = 0.2,
         split_seed: int = 0,
         augmentation: nn.Module | None = None,
+        folds: int = 0,
+        fold: int = 0,
+        stratified: bool = False,
+        train_size: int | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if size < 1:
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "train_size": train_size}
+        for name, size in sizes.items():
+            if size is not None and size < 1:
                 raise InputError(f"{name} must be at least 1, got {size}")
         if not 0 <= val_fraction < 1:
             raise InputError(f"val_fraction must be in [0, 1), got {val_fraction}")
+        if folds < 0 or folds == 1:
+            raise InputError(f"folds must be 0 or at least 2, got {folds}")
+        if not 0 <= fold < max(folds, 1):
+            raise InputError(f"fold must be in [0, {max(folds, 1)}), got {fold}")
+        self.folds, self.fold, self.stratified, self.train_size = folds, fold, stratified, train_size
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.val_fraction = val_fraction
+        self.val_fraction = 1 / folds if folds else val_fraction
         self.split_seed = split_seed
         self.augmentation = augmentation
         self.save_hyperparameters({"batch_size": batch_size, "val_fraction": val_fraction, "split_seed": split_seed})
@@ -117,12 +132,10 @@ class DigitDataModule(L.LightningDataModule):
         self.order_seed = torch.initial_seed()  # noted now: each epoch is seeded anew
         if stage in ("fit", "validate", None) and self.train_set is None:
             images, labels = self._tensors("train")
-            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.split_seed))
-            num_val = round(len(images) * self.val_fraction)
-            if num_val == len(images) or (num_val == 0 and self.val_fraction):
-                raise InputError(f"val_fraction {self.val_fraction} of {len(images)} images leaves a split empty")
-            self.train_set = Digits(images, labels, order[num_val:])
-            self.val_set = Digits(images, labels, order[:num_val])
+            assert labels is not None  # those of training images are known
+            settings = (self.val_fraction, self.split_seed, self.folds, self.fold, self.stratified, self.train_size)
+            train, val = split_rows(labels, *settings)
+            self.train_set, self.val_set = Digits(images, labels, train), Digits(images, labels, val)
         if stage in ("test", "predict", None) and self.test_set is None:
             images, labels = self._tensors("test")
             self.test_set = Digits(images, labels, torch.arange(len(images)))
