@@ -1,11 +1,12 @@
 """Trainer callbacks for what Lightning lacks: the run's record, the report of a test, and the validation's figures."""
 
+import fnmatch
 import json
 import math
 import platform
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -43,10 +44,10 @@ class RunRecord(Callback):
     Args:
         folder: The run folder.
         seed: The run's seed, for the record.
-        config: The content of ``config.yaml``, unless there is one.
+        config: The content of ``config.yaml``. A text replaces the file; settings do not.
     """
 
-    def __init__(self, folder: Path, seed: int, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, seed: int, config: str | Mapping[str, Any]) -> None:
         self.folder, self.seed, self.config = folder, seed, config
         self.settings: dict[str, Any] = {}
         self.start: float | None = None
@@ -67,9 +68,9 @@ class RunRecord(Callback):
         return earlier + (0.0 if self.start is None else time.perf_counter() - self.start)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the data, the network and the device, and start the clock; loading data is not measured."""
-        if trainer.is_global_zero:
-            record = self.settings = settings_of(trainer, pl_module) | {"seed": self.seed}
+        """Start the clock: loading data is not measured. With a progress bar, print the data, network and device."""
+        record = self.settings = settings_of(trainer, pl_module) | {"seed": self.seed}
+        if trainer.is_global_zero and trainer.progress_bar_callback:
             data, number = trainer.datamodule, trainer.world_size  # type: ignore[attr-defined]
             line = (
                 f"{record['dataset']}: {len(data.train_set):,} training and {len(data.val_set):,} validation images. "
@@ -88,8 +89,9 @@ class RunRecord(Callback):
         for logger in tensorboards(trainer):
             logger.show_settings(self.settings)
         path = self.folder / "config.yaml"
-        if trainer.is_global_zero and not path.exists():
-            write_atomic(path, yaml.safe_dump(self.config, sort_keys=False))
+        if trainer.is_global_zero and (isinstance(self.config, str) or not path.exists()):
+            text = self.config if isinstance(self.config, str) else yaml.safe_dump(self.config, sort_keys=False)
+            write_atomic(path, text)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the record so far, so that a killed run has one too."""
@@ -102,11 +104,11 @@ class RunRecord(Callback):
         if not trainer.sanity_checking and (best is None or accuracy > best):
             self.state |= {"best_val_acc": accuracy, "best_epoch": trainer.current_epoch}
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule, finished: bool = True) -> None:
         """Write the record, draw the curves, and say so if training diverged."""
         loss = trainer.callback_metrics.get("train/loss", torch.zeros(()))
         if trainer.is_global_zero:
-            self._write(trainer)
+            self._write(trainer, finished)
             if history := read_history(self.folder / "metrics.csv"):
                 from mnist_lightning.report import figures  # here, since matplotlib takes a while to import
 
@@ -121,9 +123,9 @@ class RunRecord(Callback):
         """Write the record of a run that was interrupted after it began, unless the disk is full."""
         if self.start is not None:
             with suppress(OSError):
-                self.on_fit_end(trainer, pl_module)
+                self.on_fit_end(trainer, pl_module, finished=False)
 
-    def _write(self, trainer: L.Trainer) -> None:
+    def _write(self, trainer: L.Trainer, finished: bool = False) -> None:
         record = {
             "verb": "fit",
             "command": f"python -m mnist_lightning fit --config {shlex.quote(str(self.folder / 'config.yaml'))}",
@@ -132,6 +134,7 @@ class RunRecord(Callback):
             "fit_seconds": round(self._seconds(), 2),
             "epochs": trainer.current_epoch,
             "global_step": trainer.global_step,
+            "finished": finished,
         }
         write_atomic(self.folder / "run.json", json.dumps(record, indent=2) + "\n")
 
@@ -178,6 +181,39 @@ def gather(parts: list[Tensor], world_size: int) -> NDArray[Any]:
     for rank, rows in enumerate(ranks):
         merged[rank::world_size] = rows
     return merged.numpy()
+
+
+class Freeze(Callback):
+    """Keep layers of the network as they are: their weights, and the statistics of batch normalisation.
+
+    Args:
+        patterns: Names of layers, such as ``layers.0``, or patterns, such as ``layers.1*``.
+    """
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self.patterns, self.frozen = patterns, list[nn.Module]()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Freeze the layers, before a strategy looks for weights to train."""
+        layers = dict(pl_module.net.named_modules())  # type: ignore[union-attr]
+        for pattern in self.patterns:
+            if not fnmatch.filter(layers, pattern):
+                names = ", ".join(name for name, layer in layers.items() if name and not [*layer.children()])
+                raise InputError(f"no layer to freeze is called {pattern}: the layers are {names}")
+        chosen = [layers[name] for pattern in self.patterns for name in fnmatch.filter(layers, pattern)]
+        if {weight for layer in chosen for weight in layer.parameters()} >= set(pl_module.parameters()):
+            raise InputError(f"nothing is left to train when {' '.join(self.patterns)} are frozen")
+        self.frozen = [layer.requires_grad_(False) for layer in chosen]
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Switch dropout off, and use the statistics of batch normalisation instead of updating them."""
+        for layer in self.frozen:
+            layer.eval()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let a later training change them again."""
+        for layer in self.frozen:
+            layer.requires_grad_(True)
 
 
 class ReportWriter(Callback):

@@ -19,7 +19,7 @@ from mnist_lightning.classifier import DigitClassifier, load_weights, read_check
 from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.errors import InputError
 from mnist_lightning.settings import is_plain, to_settings
-from mnist_lightning.training.callbacks import RunRecord
+from mnist_lightning.training.callbacks import Freeze, RunRecord
 from mnist_lightning.training.fast_loop import use_fast_loop
 from mnist_lightning.training.loggers import HistoryLogger, TensorBoardRunLogger
 from mnist_lightning.training.progress import EpochLines
@@ -38,6 +38,8 @@ def fit(
     resume: str | Path | None = None,
     init_from: str | Path | None = None,
     teacher: Any = None,
+    freeze: str | Sequence[str] | None = None,
+    config: str | None = None,
     callbacks: Sequence[Callback] = (),
     **trainer_kwargs: Any,
 ) -> Run:
@@ -59,6 +61,9 @@ def fit(
             keep their new weights.
         teacher: A trained network, a run, its folder or a checkpoint file, or a list of these: their probabilities
             are averaged. They cost memory and a forward pass per update; their weights do not change.
+        freeze: Layers of the network that keep their weights: names such as ``layers.0``, or patterns such as
+            ``layers.1*``.
+        config: The content of ``config.yaml``; by default the settings of the objects.
         callbacks: Lightning callbacks. A ModelCheckpoint without a folder replaces the one that saves
             ``best.ckpt``.
         **trainer_kwargs: Other arguments of Lightning's Trainer. Loggers are added to those of the run.
@@ -81,10 +86,12 @@ def fit(
         is_writer = getattr(rank_zero_only, "rank", 0) == 0  # only rank 0 writes, so only it needs a folder of its own
         root = Path(scratch) if trainer_kwargs.get("fast_dev_run") else log_dir
         folder = last.parent.parent if last else claim(root, name) if is_writer else root / (name or "")
-        record = RunRecord(folder, seed, _config(model, data, seed, teachers, trainer_kwargs))
+        frozen = as_list(freeze)
+        record = RunRecord(folder, seed, config or _config(model, data, seed, teachers, frozen, trainer_kwargs))
+        own = [record, *([Freeze(frozen)] if frozen else [])]
         try:
             validates = bool(data.val_fraction)
-            trainer = _trainer(folder, seed, step, [*as_list(callbacks), record], trainer_kwargs, validates)
+            trainer = _trainer(folder, seed, step, [*as_list(callbacks), *own], trainer_kwargs, validates)
             with isolate_rng():
                 seed_all(seed)
                 trainer.fit(model, datamodule=data, ckpt_path=last)
@@ -189,7 +196,12 @@ def _network(teacher: Any, log_dir: Path) -> nn.Module:
 
 
 def _config(
-    model: DigitClassifier, data: DigitDataModule, seed: int, teachers: list[Any], trainer_kwargs: dict[str, Any]
+    model: DigitClassifier,
+    data: DigitDataModule,
+    seed: int,
+    teachers: list[Any],
+    frozen: list[str],
+    trainer_kwargs: dict[str, Any],
 ) -> dict[str, Any]:
     """Return ``config.yaml`` of a run that Python began; what is not plain becomes a text that no parser accepts."""
     defaults = inspect.signature(DigitClassifier).parameters
@@ -198,6 +210,7 @@ def _config(
     return {
         "seed_everything": seed,
         "teacher": [str(each.folder) if isinstance(each, Run) else f"{each!s:.200}" for each in teachers] or None,
+        "freeze": frozen or None,
         "model": dict(model.hparams) | lost,
         "data": to_settings(data, lossy=True),
         "trainer": {name: value for name, value in trainer_kwargs.items() if is_plain(value)},
