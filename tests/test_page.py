@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from mnist_lightning.data.torchvision import FashionMNIST
 from mnist_lightning.report.metrics import frequent_mistakes
 from mnist_lightning.report.page import index_html, write_report
+from mnist_lightning.report.study import Gallery, Picture, Table, write_page
 
 HOSTILE = "<script>alert('MNIST')</script>"
 RECORD = {"dataset": HOSTILE, "epochs": 3, "global_step": 1234, "best_val_acc": 0.98765, "best_epoch": 2, "seed": None}
@@ -150,3 +151,45 @@ def test_page_prints_on_a_few_sheets(browser: webdriver.Chrome) -> None:
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     printed = browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})
     assert 3 <= len(re.findall(rb"/Type\s*/Page\b", base64.b64decode(printed["data"]))) <= 8
+
+
+def study(folder: Path) -> Path:
+    """Write a page with a table of 50 rows and 8 columns, two figures, a gallery, and an empty section."""
+    svg = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 5"><path d="M0 0h9v5z"/></svg>'
+    rows = [[str(trial), "pruned" if trial % 2 else "98.25%", HOSTILE[:24], *["1024, 512"] * 5] for trial in range(50)]
+    images = (np.arange(12 * 784) % 256).astype(np.uint8).reshape(12, 28, 28)
+    gallery = Gallery(images, list("012345678901"), ["predicted 4, 99%"] * 12)
+    sections = {
+        "Trials": [Table(["trial", "accuracy", "optimizer", *"abcde"], rows, "<b>best</b> first"), Table(["a"], [])],
+        "Nothing": [Gallery(images[:0], [], [])],
+        "Figures": [Picture(svg, "A figure"), Picture(svg, "A wide figure", "It is wide", wide=True), gallery],
+    }
+    return write_page(folder / "new", "A study of <b>", HOSTILE, {"best <b>": "98.25%", "trials": "50"}, sections)
+
+
+def test_study_page_shows_its_blocks_and_escapes_text(tmp_path: Path) -> None:
+    html = study(tmp_path).read_text()
+    assert not re.search(r"https?:|//|@import|url\(|<script|<b>(?!\d</b>)", re.sub(r"base64,[\w+/=]+", "", html))
+    assert re.findall(r'<h2 id="section(\d)">(.*?)</h2>', html) == [("1", "Trials"), ("2", "Figures")]
+    assert re.findall(r'href="#section(\d)">(.*?)</a>', html) == [("1", "Trials"), ("2", "Figures")]
+    assert re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html) == [("best &lt;b&gt;", "98.25%"), ("trials", "50")]
+    assert re.findall(r'<th scope="col" class="(\w+)">', html) == ["number", "number", "text", *["number"] * 5]
+    assert html.count("<tr>") == 51
+    tiles = re.findall(r'png;base64,([^"]*)" alt="\d, predicted 4, 99%"><b>\d</b><small>predicted 4, 99%</small>', html)
+    pixels = [np.asarray(Image.open(io.BytesIO(base64.b64decode(tile)))) for tile in tiles]
+    np.testing.assert_array_equal(np.ravel(pixels), np.arange(12 * 784) % 256)
+
+
+def test_study_page_fits_the_screen(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    uri = study(tmp_path).as_uri()
+    for width, scheme in ((1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")):
+        screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        browser.get(uri)
+        assert browser.get_log("browser") == []
+        assert browser.execute_script("return document.querySelector('h1').textContent") == "A study of <b>"
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        loaded = "return [...document.images].map(image => image.complete && image.naturalWidth > 0)"
+        assert browser.execute_script(loaded) == [True] * 14

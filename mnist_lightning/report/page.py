@@ -1,22 +1,19 @@
 """The report of a test: metrics, figures, and one self-contained HTML page that shows them."""
 
-import base64
-import io
 import json
 import math
+from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
-from PIL import Image
 
 from mnist_lightning.files import write_atomic
 from mnist_lightning.report import figures, figures_confidence, figures_robustness
+from mnist_lightning.report.html import png_base64, render
 from mnist_lightning.report.metrics import Labels, Test, classification, decide, frequent_mistakes
-from mnist_lightning.report.text import DIGIT_NAMES, noun, number
+from mnist_lightning.report.text import DIGIT_NAMES, noun
 
 NOT_ON_PAGE = {"per_digit", "confused_pairs"}  # tables show the same
 
@@ -99,9 +96,7 @@ def _tiles(rows: Labels, test: Test, names: Sequence[str]) -> Iterator[tuple[str
     """Yield the image of each row as PNG in base64, its true and its predicted class, and the confidence."""
     images, labels, probabilities = test
     for row, predicted, confidence in zip(rows, *decide(probabilities[rows]), strict=True):
-        png = io.BytesIO()
-        Image.fromarray(images[row]).save(png, "png")
-        yield base64.b64encode(png.getvalue()).decode(), names[labels[row]], names[predicted], confidence
+        yield png_base64(images[row]), names[labels[row]], names[predicted], confidence
 
 
 def index_html(title: str, metrics: Mapping[str, Any], figures: Mapping[str, Any], record: Mapping[str, Any]) -> str:
@@ -115,23 +110,14 @@ def index_html(title: str, metrics: Mapping[str, Any], figures: Mapping[str, Any
     """
     confusion = np.array(metrics["confusion_matrix"])
     names = metrics["class_names"]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "formatted": _formatted}
-    template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return render(
+        "page.html",
         title=title,
         metrics=metrics,
-        shown={name: base64.b64encode(it).decode() if isinstance(it, bytes) else it for name, it in figures.items()},
+        shown={name: b64encode(it).decode() if isinstance(it, bytes) else it for name, it in figures.items()},
         names=names,
         noun=noun(names),
         mistakes=frequent_mistakes(confusion, 10),
         num_wrong=int(confusion.sum() - confusion.trace()),
         record={name: value for name, value in record.items() if value is not None},
     )
-
-
-def _formatted(value: object, style: str) -> str:
-    try:
-        return style.format(value)[:300]
-    except (ValueError, TypeError, OverflowError):  # somebody edited the record
-        return str(value)[:300]

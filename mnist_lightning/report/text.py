@@ -1,4 +1,4 @@
-"""The tables that ``fit``, ``test`` and ``describe`` print."""
+"""The tables that the verbs print."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -73,6 +73,21 @@ def description_table(splits: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     lines += ["", "Pixel mean and std are fractions of white; pixel min and max are in 0-255."]
     return "\n".join([*lines, "Always zero is the share of pixel positions that are black in every image."])
+
+
+def text_table(cells: Sequence[Sequence[str]]) -> str:
+    """Return lines of cells in columns that are as wide as their longest cell; the first line has the headings."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
+
+
+def spread(mean: float | None, std: float | None = None) -> str:
+    """Return an accuracy in [0, 1] in percent, with its standard deviation if that is known.
+
+    >>> spread(0.9769, 0.0008)
+    '97.69 ± 0.08%'
+    """
+    return "-" if mean is None else f"{mean:.2%}" if std is None else f"{100 * mean:.2f} ± {100 * std:.2f}%"
 
 
 def noun(class_names: Sequence[str]) -> str:
