@@ -94,8 +94,8 @@ class FitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the other options, and the defaults."""
-        for name in ("name", "ckpt_path", "teacher", "init_from"):
-            number = "+" if name == "teacher" else None
+        for name in ("name", "ckpt_path", "teacher", "init_from", "freeze", "seeds"):
+            number = "+" if name in ("teacher", "freeze", "seeds") else None
             parser.add_argument(f"--{name}", type=str | None, nargs=number, help=about("fit")[name])
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         best = {"monitor": "val/acc", "mode": "max", "filename": "best", "enable_version_counter": False}
@@ -106,7 +106,7 @@ class FitCLI(LightningCLI):
         """Parse, and check that the settings can be written to ``config.yaml`` and read back."""
         self.config = parser.parse_args(args)
         config = self.config.clone()
-        config.name = config.ckpt_path = config.init_from = None  # they belong to this command, not to the recipe
+        config.name = config.ckpt_path = config.seeds = None  # they belong to this command, not to the recipe
         self.text = parser.dump(config, skip_none=False)
         if lost := re.search(r".*Unable to serialize.*", self.text):
             raise InputError(f"this setting cannot be written to config.yaml and read back: {lost[0].strip()}")

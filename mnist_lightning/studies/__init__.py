@@ -1,0 +1,1 @@
+"""Studies of many runs: tuning, cross-validation, seeds and comparison."""

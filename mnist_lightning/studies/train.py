@@ -1,0 +1,183 @@
+"""Train with the flags of ``fit``: the building block of the studies, and of the verb itself."""
+
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.seed import isolate_rng
+from tqdm import tqdm
+
+from mnist_lightning.errors import InputError
+from mnist_lightning.parsing import FitCLI, look_ahead
+from mnist_lightning.studies.compare import settings_in
+from mnist_lightning.training.fit import fit
+from mnist_lightning.training.run import Run, as_list, find_last, load_run
+from mnist_lightning.usage import expand
+
+
+def train(flags: Sequence[str], callbacks: Sequence[Callback] = (), **own: Any) -> Run:
+    """Train with flags as on the command line of ``fit``.
+
+    Args:
+        flags: Such as ``["--config", "configs/fast.yaml", "--epochs", "3"]``.
+        callbacks: Lightning callbacks, besides those that the flags name.
+        **own: Arguments of ``mnist_lightning.fit``; they replace those that the flags give.
+
+    Raises:
+        InputError: If a flag is invalid.
+    """
+    flags = expand(flags)
+    known = look_ahead(flags)
+    last = None
+    if known.ckpt_path is not None:
+        last = find_last(known.ckpt_path[0], known.log_dir)
+        flags = ["--config", str(last.parent.parent / "config.yaml"), *flags]
+    cli, seed = make(flags)
+    made = cli.config_init
+    trainer = trainer_kwargs(made.trainer, callbacks)
+    if trainer.get("enable_checkpointing") is not False and not trainer.get("fast_dev_run"):
+        trainer["callbacks"].append(made.checkpoint)
+    starts = last is None or any(flag.startswith("--init_from") for flag in flags)  # its config.yaml may say so too
+    names = {"name": made.name, "resume": last, "init_from": made.init_from if starts else None}
+    names |= {"teacher": made.teacher, "freeze": made.freeze, "config": cli.text, "seed": seed}
+    return fit(cli.model, cli.datamodule, **names | trainer | own)
+
+
+def trainer_kwargs(settings: Namespace, callbacks: Sequence[Callback]) -> dict[str, Any]:
+    """Return the Trainer's arguments that were given, and the callbacks."""
+    given = {name: value for name, value in vars(settings).items() if value is not None}
+    return given | {"callbacks": [*callbacks, *as_list(given.get("callbacks"))]}
+
+
+def make(flags: Sequence[str]) -> tuple[FitCLI, int]:
+    """Return the settings and objects that the flags of ``fit`` describe, and the seed of the network's weights."""
+    with isolate_rng():
+        cli = FitCLI(expand(flags))
+        seed = cli.config_init.seed_everything
+        return cli, torch.initial_seed() % 2**32 if isinstance(seed, bool) else seed
+
+
+def shared_settings(flags: Sequence[str]) -> FitCLI:
+    """Return the settings that the runs of a study share.
+
+    Raises:
+        InputError: If the flags are not for new runs that are saved.
+    """
+    cli, _ = make(flags)
+    made = cli.config_init
+    newest = {"best", "last"} & {made.init_from, *as_list(made.teacher)}  # it would be a run of the study itself
+    if made.ckpt_path or made.seeds or made.trainer.fast_dev_run or newest:
+        raise InputError(
+            "a study trains new runs and saves them: it takes no --ckpt_path, no --seeds, no fast_dev_run, and no "
+            "'best' or 'last' for --init_from and --teacher"
+        )
+    return cli
+
+
+def difference(earlier: str, now: str) -> str:
+    """Return the first setting in which two contents of ``config.yaml`` differ, but for the seed; empty if none."""
+    was, becomes = settings_in(earlier), settings_in(now)
+    changed = (name for name in was | becomes if (was.get(name) or None) != (becomes.get(name) or None))
+    name = next(changed, "")
+    return name and f"{name} {was.get(name)}, now {becomes.get(name)}"
+
+
+@contextmanager
+def part_of_a_study() -> Iterator[None]:
+    """Let an error say how to continue the study, and not the run."""
+    try:
+        yield
+    except BaseException as error:
+        error.__notes__ = ["To continue the study: repeat the command."]
+        raise
+
+
+def finish(flags: Sequence[str], folder: Path, callbacks: Sequence[Callback] = ()) -> Run:
+    """Return the run in a folder: trained, resumed if it was stopped, or just read if it is finished.
+
+    Args:
+        flags: Those of ``train``, without a name.
+        folder: The run folder.
+        callbacks: Lightning callbacks.
+
+    Raises:
+        InputError: If the folder has a run with other settings, another process trains it, or a flag is invalid.
+    """
+    # One process per run: Lightning would start others that repeat the whole command.
+    own: dict[str, Any] = {"enable_progress_bar": False, "devices": 1, "num_nodes": 1}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
+    try:
+        with lock, part_of_a_study():
+            if (folder / "checkpoints" / "last.ckpt").exists():
+                earlier = (folder / "config.yaml").read_text(encoding="utf-8")
+                if changed := difference(earlier, make(flags)[0].text):
+                    raise InputError(f"{folder} has other settings ({changed}): give another --name")
+                run = load_run(folder)
+                if not run.record.get("finished"):
+                    run = train(flags, callbacks, resume=folder, init_from=None, **own)
+            else:
+                rest = {path.name.partition(".")[0] for path in folder.glob("*")}
+                if rest <= {"", "checkpoints", "config", "run", "events"}:  # stopped before its first epoch
+                    shutil.rmtree(folder, ignore_errors=True)
+                run = train(flags, callbacks, log_dir=folder.parent, name=folder.name, default_root_dir=None, **own)
+        Path(lock.lock_file).unlink(missing_ok=True)
+        return run
+    except Timeout as error:
+        raise InputError(f"another process trains {folder}: wait for it, or give another --name") from error
+
+
+def train_all(
+    flags: Sequence[str],
+    folder: Path,
+    variations: Mapping[str, Sequence[str]],
+    callbacks: Sequence[Callback] = (),
+) -> Iterator[Run]:
+    """Yield a finished run for each variation of the flags, with a bar, and a line for each.
+
+    Args:
+        flags: Those of ``train``, without a name.
+        folder: The folder of the runs.
+        variations: The name of each run, and the flags that are added for it.
+        callbacks: Lightning callbacks.
+    """
+    shared_settings(flags)
+    with tqdm(total=len(variations), file=sys.stdout, disable=None, leave=False) as bar:
+        for name, more in variations.items():
+            run = finish([*flags, *more], folder / name, callbacks)
+            best = run.best_val_acc
+            tqdm.write(f"{name}  {run.record['fit_seconds']:6.1f} s" + (f"  validation {best:.2%}" if best else ""))
+            bar.update()
+            yield run
+
+
+def study_folder(flags: Sequence[str], name: str) -> Path:
+    """Return the folder of a study's runs.
+
+    Raises:
+        InputError: If the name is no name of a folder.
+    """
+    if Path(name).name != name or name in ("", ".."):
+        raise InputError(f"a study's name must be one folder name, got {name}")
+    folder: Path = look_ahead(expand(flags)).log_dir / name
+    return folder
+
+
+def train_seeds(flags: Sequence[str], name: str, seeds: Iterable[int], callbacks: Sequence[Callback] = ()) -> list[Run]:
+    """Finish a run for each seed: ``NAME_42`` and so on, in the folder of runs.
+
+    Args:
+        flags: Those of ``train``, without a name.
+        name: How the names of the runs begin.
+        seeds: The seeds.
+        callbacks: Lightning callbacks.
+    """
+    variations = {f"{name}_{seed}": ["--seed_everything", str(seed)] for seed in seeds}
+    return list(train_all(flags, study_folder(flags, name).parent, variations, callbacks))

@@ -1,0 +1,145 @@
+"""Comparing runs: the groups and their table, whether a difference could be chance, and the page."""
+
+import csv
+import html
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import attempt
+from scipy import stats
+
+from mnist_lightning import MLP, DigitClassifier, UCIDigits
+from mnist_lightning.studies.compare import compare, compare_table, write_comparison
+from mnist_lightning.studies.contrast import bootstrap, contrast
+from mnist_lightning.training.run import Predictions, Run
+
+
+def write(name: str, seed: int, best: float | None, test: float | None = None, **config: Any) -> None:
+    """Write a run folder with some sections of config.yaml replaced."""
+    folder = Path("lightning_logs", name)
+    (folder / "report").mkdir(parents=True)
+    record = {"seed": seed, "best_val_acc": best, "fit_seconds": 10.0 + seed, "num_parameters": 1000}
+    (folder / "run.json").write_text(json.dumps(record))
+    net = {"class_path": "mnist_lightning.MLP", "init_args": {"dropout": 0.2}}
+    trainer = {"callbacks": None, "enable_progress_bar": seed > 42, "default_root_dir": name}
+    sections = {"seed_everything": seed, "trainer": trainer, "model": {"net": net}} | config
+    (folder / "config.yaml").write_text(yaml.safe_dump(sections, sort_keys=False))
+    (folder / "report/metrics.json").write_text(json.dumps({"accuracy": test}))
+
+
+@pytest.fixture
+def groups(folder: Path) -> list[dict[str, Any]]:
+    """Three seeds; another network; a callback without validation; and four that are left out."""
+    for name, seed, best in [("mlp_42", 42, 0.97), ("mlp_43", 43, 0.98), ("mlp_44", 44, 0.99)]:
+        write(name, seed, best, 0.96 if seed == 42 else None)
+    cnn = {"class_path": "mnist_lightning.models.cnn.CNN", "init_args": {"dropout": 0.5, "width": 32}}
+    write("wide", 42, 0.99, model={"net": cnn}, data={"fold": 0})
+    timer = {"class_path": "lightning.pytorch.callbacks.Timer", "init_args": {"duration": 5}}
+    write("timed", 42, None, 0.5, trainer={"callbacks": [timer]})
+    for number, text in enumerate(["{", '{"finished": false}', "[x]", "x: &x {y: *x}"]):
+        write(f"bad{number}", 42, 0.1)
+        Path(f"lightning_logs/bad{number}", "run.json" if number < 2 else "config.yaml").write_text(text)
+    return compare()
+
+
+def test_groups(groups: list[dict[str, Any]]) -> None:
+    wide, mlp, timed = groups
+    assert [group["name"] for group in groups] == ["wide", "mlp", "timed"]
+    assert mlp["runs"] == [f"lightning_logs/mlp_{seed}" for seed in (42, 43, 44)]
+    assert [mlp[name] for name in ("n", "test", "test_std")] == [3, 0.96, None]
+    assert (mlp["validation"], mlp["validation_std"]) == pytest.approx((0.98, np.std([0.97, 0.98, 0.99], ddof=1)))
+    assert [timed["validation"], wide["validation_std"], wide["test"]] == [None, None, None]
+    assert wide["settings"] == {"net": "CNN", "dropout": 0.5, "width": 32}
+    assert timed["settings"] == {"net": "MLP", "dropout": 0.2, "callbacks.0": "Timer", "duration": 5}
+    wide_line, mlp_line = (" ".join(line.split()) for line in compare_table(groups).splitlines()[1:3])
+    assert wide_line == "wide 1 99.00% - 52.0 1,000 net CNN, dropout 0.5, width 32"
+    assert mlp_line == "mlp 3 98.00 ± 1.00% 96.00% 53.0 1,000 net MLP, dropout 0.2"
+    assert compare(["lightning_logs/wide"] * 2) == [wide | {"settings": {}}]
+    assert attempt(compare, ["lightning_logs/none"]) is None
+    code = "import sys, mnist_lightning.studies.compare as it; it.compare(); sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def answering(name: str, wrong: range, **data: Any) -> Run:
+    """A run that answers the images of UCI's digits correctly but for a range."""
+    run = Run(Path(name), None, DigitClassifier(MLP([2])), UCIDigits(**data))
+    run.data.setup()
+    labels = {len(digits): digits.arrays()[1] for digits in (run.data.val_set, run.data.test_set) if digits}
+
+    def predict(images: Any) -> Predictions:
+        digits = (labels[len(images)] + np.isin(np.arange(len(images)), wrong)) % 10
+        return Predictions(digits, digits, np.eye(10, dtype=np.float32)[digits])
+
+    run.predict = predict  # type: ignore[method-assign, assignment]
+    return run
+
+
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "p", "verdict"),  # p is twice the probability of as few heads of n coins
+    [
+        (8, 2, 2 * (1 + 10 + 45) / 2**10, "p = 0.109 on 10 images where one is wrong): this could be chance."),
+        (
+            1,
+            9,
+            2 * (1 + 10) / 2**10,
+            "p = 0.021 on 10 images where one is wrong): this is unlikely to be chance, though",
+        ),
+        (0, 20, 2 / 2**20, "p < 0.001 on 20 images where one is wrong): this is unlikely to be chance, though"),
+        (0, 0, 1, "a and b have the same validation accuracy (95% interval 0.00 to 0.00; McNemar p = 1.000 on 0"),
+    ],
+)
+def test_mcnemar(only_a: int, only_b: int, p: float, verdict: str) -> None:
+    a, b = answering("runs/a", range(only_b)), answering("runs/b", range(only_b, only_b + only_a))
+    found = contrast([a], [b])
+    assert (found.only, found.rows.tolist()) == ((only_a, only_b), [*range(only_a + only_b)])
+    assert (found.p_value, found.accuracies[0] - found.accuracies[1]) == pytest.approx((p, (only_a - only_b) / 287))
+    assert verdict in found.sentence
+    assert only_a == only_b or found.sentence.startswith("a is better" if only_a > only_b else "b is better than a by ")
+    mcnemar = pytest.importorskip("statsmodels.stats.contingency_tables").mcnemar
+    assert found.p_value == pytest.approx(mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue)
+
+
+def test_groups_of_runs(tmp_path: Path, groups: list[dict[str, Any]]) -> None:
+    a = [answering(f"runs/a_{number}", range(10 * number, 10 * number + 15)) for number in range(4)]
+    found = contrast(a, [answering(f"runs/b_{number}", range(30 + number)) for number in range(3)])
+    assert found.accuracies == pytest.approx((1 - 15 / 287, 1 - 31 / 287))
+    assert (found.answers[1] != a[0].data.val_set.arrays()[1]).sum() == 31  # type: ignore[union-attr]  # two of three
+    assert found.sentence.startswith("a is better than b by 5.57 points of validation accuracy (95% interval ")
+    assert (
+        "images where the mean answer of one is wrong): this is unlikely to be chance, though more seeds"
+        in found.sentence
+    )
+    page = write_comparison(tmp_path / "page", groups, found)
+    assert (found.sentence in html.unescape(page.read_text()), page.read_text().count("<img")) == (
+        True,
+        len(found.rows),
+    )
+    row = list(csv.DictReader(page.with_name("compare.csv").open()))[1]
+    assert [row[name] for name in ("name", "net", "n", "test_std")] == ["mlp", "MLP", "3", ""]
+
+
+def test_other_images() -> None:
+    a, b = answering("a", range(5)), answering("b", range(0), split_seed=1)
+    assert attempt(contrast, [a], [b]) is None
+    assert contrast([a], [b], "test").accuracies == pytest.approx((355 / 360, 1))
+    assert attempt(contrast, [answering("c", range(0), val_fraction=0)], [a]) is None
+
+
+def test_bootstrap() -> None:
+    """One run a side: as SciPy's. Several: the variances of the images and of the means of runs add up."""
+    generator = np.random.default_rng(0)
+    a, b = generator.random((2, 1, 3000)) < [[[0.97]], [[0.96]]]
+    reference = stats.bootstrap((a[0].astype(float) - b[0],), np.mean, method="percentile", rng=generator)
+    assert bootstrap(a, b) == pytest.approx([*reference.confidence_interval], abs=1e-3)
+    a, b = (generator.permutation(3000) < np.array(shares)[:, None] * 3000 for shares in ([0.6, 0.7], [0.8, 0.84, 0.9]))
+    variance = sum(side.mean(axis=1).var(ddof=1) / len(side) for side in (a, b))
+    variance += (a.mean(axis=0) - b.mean(axis=0)).var() / 3000
+    low, high = bootstrap(a, b)
+    assert (low + high) / 2 == pytest.approx(a.mean() - b.mean(), abs=0.01)
+    assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(variance), rel=0.2)
