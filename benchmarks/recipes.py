@@ -2,7 +2,7 @@
 
     python benchmarks/recipes.py [CONFIG ...] [--seeds 42 43 44 45 46] [--data_dir data] [--folder DIR] [--all_images]
 
-Each fit is a process of its own. Nothing is chosen by the test accuracy. With --all_images each recipe is trained a
+Nothing is chosen by the test accuracy. With --all_images each recipe is trained a
 second time, without validation, on all training images. mlp_distilled has the cnn run of the first seed as its
 teacher, and the ensemble is the cnn runs together: name cnn before them. Finished runs in DIR are read, not repeated.
 Kaggle's test images have no labels, so that recipe gets none; its data are MNIST in Kaggle's format (kaggle_csv.py).
@@ -10,8 +10,6 @@ Kaggle's test images have no labels, so that recipe gets none; its data are MNIS
 
 import argparse
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -19,23 +17,15 @@ import kaggle_csv
 
 from mnist_lightning import Run, load_run
 from mnist_lightning.data.base import DEFAULT_DATA_DIR
+from mnist_lightning.studies.train import train_seeds
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = ("mlp_32_16", "mlp_128", "kaggle", "default", "early_stopping", "fast")
 NAMES += ("cnn_fast", "cnn", "mlp_augmented", "mlp_distilled")
 
 
-def train(config: Path, name: str, seed: int, logs: Path, flags: list[str]) -> Run:
-    """Train a run, unless it is there; return it."""
-    if not (logs / name / "run.json").exists():
-        command = [sys.executable, "-m", "mnist_lightning", "fit", "--config", str(config), "--name", name]
-        command += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(logs.parent), *flags]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return load_run(logs / name)
-
-
 def test(run: Run) -> float:
-    """Return the test accuracy, NaN without labels.."""
+    """Return the test accuracy, NaN without labels."""
     return run.test()["accuracy"] if run.data.has_test_labels else float("nan")
 
 
@@ -64,16 +54,16 @@ def main() -> None:
             if stem == "kaggle":
                 kaggle_csv.write(data_dir or DEFAULT_DATA_DIR, Path(scratch))
                 data_dir = scratch
-            flags = ["--data.data_dir", data_dir] if data_dir else []
+            flags = ["--config", str(config), "--trainer.default_root_dir", str(logs.parent)]
+            flags += ["--data.data_dir", data_dir] if data_dir else []
             tables: dict[str, list[list[float]]] = {"": []} | ({"_all": []} if args.all_images else {})
             for kind, results in tables.items():
                 teacher = ["--teacher", str(logs / f"cnn{kind}_{args.seeds[0]}")] if stem == "mlp_distilled" else []
                 own = flags + teacher + (["--data.val_fraction", "0"] if kind else [])
-                for seed in args.seeds:
-                    run = train(config, f"{stem}{kind}_{seed}", seed, logs, own)
+                for run in train_seeds(own, f"{stem}{kind}", args.seeds):
                     record = run.record
                     results.append([record["best_val_acc"] or float("nan"), test(run), record["fit_seconds"]])
-                    print(f"{stem}{kind}, seed {seed}: validation, test, seconds {results[-1]}", flush=True)
+                    print(f"{run.folder.name}: validation, test, seconds {results[-1]}", flush=True)
             validation, tested, seconds = map(list, zip(*tables[""], strict=True))
             whole = percent([row[1] for row in tables["_all"]]) if args.all_images else "-"
             lines.append(

@@ -1,0 +1,156 @@
+"""Training by flags, seeds, folds, learning curves and frozen layers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from sklearn.model_selection import KFold, StratifiedKFold
+
+from mnist_lightning import CNN, DigitClassifier, UCIDigits, fit
+from mnist_lightning.cli import main
+from mnist_lightning.data.split import split_rows
+from mnist_lightning.errors import InputError
+from mnist_lightning.studies.crossval import CrossValidation, cross_validate, learning_curve
+from mnist_lightning.studies.crossval_report import curve_table, write_crossval
+from mnist_lightning.studies.train import finish, train, train_seeds
+from mnist_lightning.training.runs import read_config
+
+LABELS = torch.arange(100) % 10
+FLAGS = ["--data", "UCIDigits", "--net.hidden_sizes", "[16]", "--epochs", "1", "--device", "cpu"]
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_folds_are_those_of_scikit_learn(stratified: bool) -> None:
+    kind = StratifiedKFold if stratified else KFold
+    for fold, (train_rows, val_rows) in enumerate(kind(5, shuffle=True, random_state=3).split(LABELS, LABELS)):
+        train_set, val_set = split_rows(LABELS, 0.2, 3, 5, fold, stratified, None)
+        assert val_set.tolist() == val_rows.tolist()
+        assert sorted(train_set.tolist()) == train_rows.tolist()
+
+
+def test_train_size_takes_the_first_images_and_keeps_the_validation_images() -> None:
+    whole, val = split_rows(LABELS, 0.2, 0, 0, 0, False, None)
+    some, same = split_rows(LABELS, 0.2, 0, 0, 0, False, 12)
+    assert (some.tolist(), same.tolist()) == (whole[:12].tolist(), val.tolist())
+    balanced, _ = split_rows(LABELS, 0.2, 0, 0, 0, True, 20)
+    assert LABELS[balanced].bincount().tolist() == [2] * 10
+    with pytest.raises(InputError, match="train_size must be at most 80, the number of training images, got 81"):
+        split_rows(LABELS, 0.2, 0, 0, 0, False, 81)
+    with pytest.raises(InputError, match="cannot make 101 folds of 100 images: "):
+        split_rows(LABELS, 0.2, 0, 101, 0, False, None)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"folds": 1}, "folds must be 0 or at least 2, got 1"),
+        ({"folds": 3, "fold": 3}, "fold must be in [0, 3), got 3"),
+        ({"train_size": 0}, "train_size must be at least 1, got 0"),
+    ],
+)
+def test_invalid_folds(wrong: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        UCIDigits(**wrong)
+    assert str(error.value) == message
+
+
+def test_a_run_is_read_or_resumed_or_refused(folder: Path) -> None:
+    where = folder / "lightning_logs/a"
+    first = train([*FLAGS, "--name", "a"])
+    assert (first.folder.resolve(), first.record["finished"]) == (where, True)
+    weights = torch.load(where / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    before = (where / "run.json").stat().st_mtime_ns
+    again = finish(FLAGS, where)
+    assert all(torch.equal(again.model.state_dict()[name], value) for name, value in weights.items())
+    assert (where / "run.json").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match=r"has other settings \(trainer.max_epochs 1, now 2\): give another"):
+        finish([*FLAGS, "--epochs", "2"], where)
+    record = (where / "run.json").read_text()
+    (where / "run.json").write_text(record.replace('"finished": true', '"finished": false'))
+    assert finish(FLAGS, where).record["finished"]
+    with FileLock(where.parent / ".a.lock"), pytest.raises(InputError, match=r"another process trains .*: wait for it"):
+        finish(FLAGS, where)
+
+
+def test_seeds_train_the_same_as_one_by_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *FLAGS, "--seeds", "1-2", "--name", "s"]) == 0
+    assert "s     2" in capsys.readouterr().out
+    alone = train([*FLAGS, "--seed", "2", "--name", "alone"])
+    of_two = train_seeds(FLAGS, "s", [2])[0]
+    assert of_two.folder == Path("lightning_logs/s_2")
+    assert torch.equal(alone.model.net.layers[1].weight, of_two.model.net.layers[1].weight)
+    for words, message in (
+        (["fit", "--seeds", "1-x"], "--seeds takes numbers and ranges such as 42-46, got 1-x"),
+        (["fit", "--seeds", "3-1"], "--seeds takes numbers and ranges such as 42-46, got 3-1"),
+        (["crossval", "--seeds", "1-2"], "a study trains new runs and saves them: it takes no --ckpt_path, no --seeds"),
+        (["fit", "--seeds", "1", "--init_from", "last"], "a study trains new runs and saves them"),
+        (["crossval", "--stratified", "perhaps"], "argument --stratified: invalid boolean value: 'perhaps'"),
+        (["crossval", "--name", ".."], "a study's name must be one folder name, got .."),
+        (["tune"], "tune needs the settings to try: --space FILE"),
+    ):
+        assert main([*words, *FLAGS]) == 2
+        error = capsys.readouterr().err
+        assert (message in error, error.count("\n")) == (True, 1)
+
+
+def test_cross_validation_predicts_each_image_once(folder: Path) -> None:
+    result = cross_validate(FLAGS, "cv", folds=3, repeats=2)
+    assert (result.accuracies.shape, len(result.labels)) == ((2, 3), 1437)
+    np.testing.assert_allclose(result.probabilities.sum(axis=1), 1, atol=1e-5)
+    sizes = np.full(3, 479)
+    assert result.times_wrong.sum() == round(((1 - result.accuracies) * sizes).sum())
+    run = finish([*FLAGS, *fold_flags(1, 1)], folder / "lightning_logs/cv/repeat_1_fold_1")
+    run.data.setup("fit")
+    assert run.data.val_set is not None
+    images, labels = run.data.val_set.arrays()
+    assert result.accuracies[1, 1] == np.mean(run.predict(images).digits == labels) == pytest.approx(run.best_val_acc)
+
+    write_crossval(result)
+    table = np.loadtxt("lightning_logs/cv/out_of_fold.csv", delimiter=",", skiprows=1)
+    assert table[:, 0].tolist() == list(range(1437))
+    assert table[:, 1].tolist() == UCIDigits().load("train")[1].tolist()
+    assert Path("lightning_logs/cv/index.html").stat().st_size > 10_000
+
+
+def fold_flags(repeat: int, fold: int) -> list[str]:
+    settings = {"folds": 3, "fold": fold, "split_seed": repeat, "stratified": "false"}
+    flags = [f"--data.{name}={value}" for name, value in settings.items()]
+    return [*flags, "--seed", str(42 + 3 * repeat + fold)]
+
+
+def test_suspects_are_wrong_in_every_repeat_and_certain() -> None:
+    labels, times_wrong = np.array([0, 1, 2, 3]), np.array([2, 1, 2, 0])
+    probabilities = np.full((4, 10), 0.01)
+    probabilities[[0, 1, 2, 3], [5, 5, 5, 3]] = [0.8, 0.99, 0.9, 0.9]
+    nothing = np.zeros((4, 28, 28), np.uint8)
+    result = CrossValidation(
+        Path(), np.zeros((2, 5)), np.zeros((2, 5)), nothing, labels, probabilities, times_wrong, ()
+    )
+    assert result.suspects().tolist() == [2, 0]
+
+
+def test_learning_curve(folder: Path) -> None:
+    curve = learning_curve([20, 400], [*FLAGS, "--epochs", "8"], "lc", folds=2, stratified=True)
+    assert {size: len(accuracies) for size, accuracies in curve.items()} == {20: 2, 400: 2}
+    assert curve[400].min() > curve[20].max()
+    assert curve_table({20: np.array([0.5, 0.7])}).splitlines()[1].split() == ["20", "60.00", "±", "14.14%", "2"]
+    assert read_config(Path("lightning_logs/lc_20/repeat_0_fold_1/config.yaml"))["data"]["init_args"]["fold"] == 1
+
+
+def test_frozen_layers_keep_weights_and_statistics(folder: Path) -> None:
+    net = CNN(width=2)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    run = fit(DigitClassifier(net), UCIDigits(), max_epochs=1, freeze="layers.[0-9]", enable_progress_bar=False)
+    after = run.model.net.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert {name for name in changed if len(name.split(".")[1]) == 1} == set()
+    assert {"layers.10.weight", "layers.11.running_mean", "layers.23.weight"} <= changed
+    assert all(weight.requires_grad for weight in net.parameters())
+    assert read_config(run.folder / "config.yaml")["freeze"] == ["layers.[0-9]"]
+    with pytest.raises(InputError, match=r"no layer to freeze is called conv\*: the layers are layers.0, layers.1, "):
+        fit(DigitClassifier(net), UCIDigits(), freeze=["conv*"])
+    with pytest.raises(InputError, match="nothing is left to train when layers are frozen"):
+        fit(DigitClassifier(net), UCIDigits(), freeze="layers")
+    assert all(weight.requires_grad for weight in net.parameters())
