@@ -7,9 +7,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from mnist_lightning import signals
 from mnist_lightning.errors import InputError, condense, printable
+from mnist_lightning.studies.compare import compare, compare_table, write_comparison
 from mnist_lightning.training.runs import COLUMNS, LOG_DIR, runs, runs_table
 from mnist_lightning.usage import PROGRAM, answer, expand
 
@@ -31,10 +33,40 @@ def list_runs(args: Sequence[str]) -> str:
     return runs_table(found) if found else f"No runs in {known.log_dir}: train one first, {PROGRAM} fit"
 
 
+def compare_runs(args: Sequence[str]) -> str:
+    """Return what the verb ``compare`` prints; only a contrast of two runs or groups needs torch."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("runs", nargs="*", default=[LOG_DIR])
+    parser.add_argument("--split", choices=["val", "test"], default="val")
+    parser.add_argument("--output", default=f"{LOG_DIR}/compare")
+    known, rest = parser.parse_known_intermixed_args(args)
+    if rest:
+        raise InputError(f"unknown argument {rest[0]}; see --help")
+    groups = compare(known.runs)
+    runs = [run for group in groups for run in group["runs"]]
+    sides = [group["runs"] for group in groups] if len(groups) == 2 else [[run] for run in runs]
+    found, sentence = None, ""
+    if len(sides) == 2:
+        from mnist_lightning.studies.contrast import contrast  # here, since torch takes seconds to import
+        from mnist_lightning.training.run import load_run
+
+        try:
+            one, other = ([load_run(run) for run in side] for side in sides)
+            found = contrast(one, other, "test" if known.split == "test" else "validation")
+            sentence = f"\n{found.sentence}\n"
+        except InputError as error:  # the table is still right
+            sentence = f"\nNot compared image by image: {error}\n"
+    page = write_comparison(Path(known.output), groups, found)
+    return f"{compare_table(groups)}\n{sentence}\nPage: {page}"
+
+
 def complain(message: str, error: BaseException) -> None:
     """Print on stderr what went wrong in one line, and the notes on it."""
     for line in (f"{PROGRAM}: {message}", *getattr(error, "__notes__", ())):
         print(printable(line), file=sys.stderr)
+
+
+QUICK = {"runs": list_runs, "compare": compare_runs}  # verbs without torch
 
 
 def can_be_fixed(error: BaseException) -> bool:
@@ -57,7 +89,7 @@ def main(args: Sequence[str]) -> int:
     """
     signals.listen()
     try:
-        if text := answer(args) or (list_runs(args[1:]) if args[0] == "runs" else ""):
+        if text := answer(args) or (QUICK[args[0]](args[1:]) if args[0] in QUICK else ""):
             print(text, flush=True)
             return 0
         long = expand(args[1:])

@@ -1,5 +1,6 @@
 """The verbs that need torch: each parses, calls the library, and prints."""
 
+import argparse
 import logging
 import os
 import re
@@ -11,23 +12,22 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
-from mnist_lightning.classifier import read_checkpoint
 from mnist_lightning.data.augmentation import Augmentation, augmented
 from mnist_lightning.data.base import DigitDataModule
-from mnist_lightning.files import write_atomic
-from mnist_lightning.parsing import FitCLI, look_ahead, parse
+from mnist_lightning.errors import InputError
+from mnist_lightning.parsing import look_ahead, parse
 from mnist_lightning.report import text
 from mnist_lightning.signals import listen
-from mnist_lightning.training.fit import fit
+from mnist_lightning.studies.train import study_folder, train, train_seeds, trainer_kwargs
 from mnist_lightning.training.loggers import show_pictures
-from mnist_lightning.training.run import Run, as_list, config_of, find_checkpoint, find_last, load_run
-from mnist_lightning.training.runs import LOG_DIR
+from mnist_lightning.training.run import Run, config_of, find_checkpoint, find_last, load_run
+from mnist_lightning.training.runs import LOG_DIR, read_config, read_json
 from mnist_lightning.usage import PROGRAM
 
+PRUNERS = ("median", "hyperband", "none")
 NOT_NEWS = re.compile(  # log messages that another line says, or that say nothing useful
     r"💡|Seed set to|GPU available|TPU available: False|Restor(ing|ed all) states|`Trainer.fit` stopped: `max_epochs|"
     r"Detected KeyboardInterrupt|Loading `train_dataloader` to estimate"
@@ -42,27 +42,13 @@ NO_WARNING = (  # warnings that the user cannot act on
 
 
 class CommandLine(Callback):
-    """Write the parsed settings to ``config.yaml``, and let signals stop the process.
+    """Let signals stop the process.
 
     Lightning 2.6 only notes SIGTERM and exits with 0, and on a SLURM cluster it requeues the job itself.
     """
 
-    def __init__(self, config: str = "") -> None:
-        self.config = config
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write the settings, now that they work, and install our signal handlers again: Lightning replaced them."""
-        if trainer.is_global_zero and self.config:
-            write_atomic(Path(trainer.default_root_dir) / "config.yaml", self.config)
-        listen()
-
-    on_validation_start = on_test_start = on_predict_start = listen  # type: ignore[assignment]
-
-
-def trainer_kwargs(settings: Namespace, *callbacks: Callback) -> dict[str, Any]:
-    """Return the Trainer's arguments that were given, and the callbacks."""
-    given = {name: value for name, value in vars(settings).items() if value is not None}
-    return given | {"callbacks": [*callbacks, *as_list(given.get("callbacks"))]}
+    # Lightning has just replaced our signal handlers.
+    on_train_start = on_validation_start = on_test_start = on_predict_start = listen  # type: ignore[assignment]
 
 
 def load(verb: str, args: Sequence[str], **options: dict[str, Any]) -> tuple[Run, dict[str, Any], Namespace]:
@@ -73,29 +59,54 @@ def load(verb: str, args: Sequence[str], **options: dict[str, Any]) -> tuple[Run
     parsed = parse(verb, args, (config_of(files[0]) if files else None) or {}, **options)
     run = load_run(files if len(files) > 1 else files[0], data=parsed.data, log_dir=known.log_dir, tta=parsed.tta)
     say(f"Checkpoint: {', '.join(map(str, files))}" + ("" if known.ckpt_path else " (the best of the newest run)"))
-    return run, trainer_kwargs(parsed.trainer, CommandLine()), parsed
+    return run, trainer_kwargs(parsed.trainer, [CommandLine()]), parsed
+
+
+def options(verb: str, args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return a verb's own options, and the flags of ``fit``."""
+    parser = argparse.ArgumentParser(prog=f"{PROGRAM} {verb}", add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name, option in OPTIONS[verb].items():
+        parser.add_argument(f"--{name}", **option)
+    return parser.parse_known_args(args)
+
+
+def boolean(word: str) -> bool:
+    """Return what true or false says."""
+    return bool(["false", "true"].index(word.lower()))
+
+
+def seeds(words: Sequence[str]) -> list[int]:
+    """Return the seeds that words such as 42-46 or 7 mean."""
+    try:
+        ends = [word.partition("-")[::2] for word in words]
+        found = [seed for first, last in ends for seed in range(int(first), int(last or first) + 1)]
+        return found or [int("")]
+    except ValueError as error:
+        raise InputError(f"--seeds takes numbers and ranges such as 42-46, got {' '.join(words)}") from error
+
+
+def _seeds(words: Sequence[str], name: str | None, flags: list[str]) -> None:
+    from mnist_lightning.studies.compare import compare, compare_table  # here, since no other training needs it
+
+    configs = look_ahead(flags).config
+    name = name or (Path(configs[-1]).stem if configs else "seed")
+    runs = train_seeds(flags, name, seeds(words), callbacks=[CommandLine()])
+    say(f"\n{compare_table(compare([run.folder for run in runs]))}\n\nNext: {PROGRAM} compare")
 
 
 def _fit(args: Sequence[str]) -> None:
+    own, flags = options("fit", args)
+    if own.seeds:
+        return _seeds(own.seeds, own.name, flags)
     known = look_ahead(args)
-    last = step = None
-    if known.ckpt_path is not None:
-        last = find_last(known.ckpt_path[0], known.log_dir)
-        step = read_checkpoint(last).get("global_step")
-        args = ["--config", str(last.parent.parent / "config.yaml"), *args]
-    cli = FitCLI(args)
-    made = cli.config_init
-    trainer = trainer_kwargs(made.trainer, CommandLine(cli.text))
-    if trainer.get("enable_checkpointing") is not False and not trainer.get("fast_dev_run"):
-        trainer["callbacks"].append(made.checkpoint)
-    seed = torch.initial_seed() % 2**32 if isinstance(made.seed_everything, bool) else made.seed_everything
-    names = {"name": made.name, "resume": last, "init_from": made.init_from, "teacher": made.teacher}
-    run = fit(cli.model, cli.datamodule, seed=seed, **names, **trainer)
+    resumed = find_last(known.ckpt_path[0], known.log_dir).parent.parent if known.ckpt_path else None
+    before = read_json(resumed / "run.json") if resumed else {}
+    run = train(args, [CommandLine()])
     record = run.record
     if not record:
         return say("fast_dev_run: nothing was written")
     say(f"\n{text.fit_table(record, str(run.folder))}\n")
-    if step == record["global_step"]:
+    if before.get("finished") and before["global_step"] == record["global_step"]:
         say(f"Nothing was left to train; to train on, raise --epochs above {record['epochs']}.")
     if run.checkpoint and run.checkpoint.stem == record["weights"]:
         where = "" if run.folder.parent == Path(LOG_DIR) else f" --ckpt_path {run.folder}"
@@ -163,8 +174,51 @@ def _doctor(args: Sequence[str]) -> int:
     return doctor(parsed.data, log_dir, parsed.accelerator, parsed.devices, parsed.num_nodes)
 
 
+def _crossval(args: Sequence[str]) -> None:
+    own, flags = options("crossval", args)
+    from mnist_lightning.studies import crossval
+    from mnist_lightning.studies import crossval_report as report  # here, since matplotlib imports slowly
+
+    given = {name: getattr(own, name) for name in ("folds", "repeats", "stratified")} | {"callbacks": [CommandLine()]}
+    name = own.name or ("learning_curve" if own.train_sizes else "crossval")
+    folder = study_folder(flags, name)
+    if own.train_sizes:
+        curve = crossval.learning_curve(own.train_sizes, flags, name, **given)
+        report.write_curve(folder, curve)
+        table = report.curve_table(curve)
+    else:
+        result = crossval.cross_validate(flags, name, **given)
+        report.write_crossval(result)
+        table = report.crossval_table(result)
+    say(f"\n{table}\n\nPage: {folder / 'index.html'}")
+
+
+def _tune(args: Sequence[str]) -> None:
+    own, flags = options("tune", args)
+    if own.space is None:
+        raise InputError("tune needs the settings to try: --space FILE, such as configs/tune/mlp.yaml")
+    from mnist_lightning.studies.tune import tune  # here, since Optuna is an extra
+    from mnist_lightning.studies.tune_report import study_table
+
+    settings = {name: value for name, value in vars(own).items() if name != "space"}
+    study = tune(read_config(Path(own.space)), flags, **settings, callbacks=[CommandLine()])
+    folder = study_folder(flags, own.name)
+    rest = f"Page and best.yaml: {folder}/" if (folder / "best.yaml").exists() else "Other workers go on."
+    say(f"\n{study_table(study)}\n\n{rest}")
+
+
+INT: dict[str, Any] = {"type": int}
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {"fit": {"seeds": {"nargs": "+"}, "name": {}}}
+OPTIONS["crossval"] = {
+    "folds": INT | {"default": 5},
+    "repeats": INT | {"default": 1},
+    "train_sizes": INT | {"nargs": "+"},
+}
+OPTIONS["crossval"] |= {"stratified": {"type": boolean, "default": False}, "name": {}}
+OPTIONS["tune"] = {"space": {}, "trials": INT | {"default": 20}, "workers": INT | {"default": 1}, "storage": {}}
+OPTIONS["tune"] |= {"pruner": {"choices": PRUNERS, "default": PRUNERS[0]}, "name": {"default": "tune"}}
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {"fit": _fit, "validate": _validate, "test": _test}
-COMMANDS |= {"predict": _predict, "describe": _describe, "doctor": _doctor}
+COMMANDS |= {"predict": _predict, "describe": _describe, "doctor": _doctor, "crossval": _crossval, "tune": _tune}
 
 
 @rank_zero_only

@@ -20,7 +20,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from mnist_lightning import MLP, MNIST, DigitClassifier, __main__, __version__, cli, load_run, usage
+from mnist_lightning import MLP, MNIST, DigitClassifier, __main__, __version__, cli, load_run, usage, verbs
 from mnist_lightning.cli import main
 
 FIT = ["fit", "--data", "UCIDigits", "--model.net.hidden_sizes", "[16]"]
@@ -121,7 +121,7 @@ def test_name_and_init_from(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     out = run(capsys, *FIT, "--trainer.max_epochs", "1", "--name", "second", "--init_from", "lightning_logs/first")
     assert "keep their new values" not in out
     config = yaml.safe_load(Path("lightning_logs/second/config.yaml").read_text())
-    assert (config["name"], config["init_from"], config["ckpt_path"]) == (None, None, None)
+    assert (config["name"], config["init_from"], config["ckpt_path"]) == (None, "lightning_logs/first", None)
     assert "exists: choose another name, or resume it with --ckpt_path" in refusal(capsys, *FIT, "--name", "first")
     file = "lightning_logs/first/checkpoints/best.ckpt"
     message = f"only a run can be resumed: give 'last' or a run folder, got {file}"
@@ -192,7 +192,10 @@ def test_augmentation_that_cannot_be_read_back(folder: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("fly", "the first argument must be one of fit, validate, test, predict, describe, doctor, runs, got fly; .*"),
+        (
+            "fly",
+            "the first argument must be one of fit, validate, .*, tune, got fly; .*",
+        ),
         ("tests", r"the first argument must be .*, got tests; did you mean test\?"),
         ("train", r"the first argument must be .*, got train; did you mean fit\?"),
         ("fit --epoch 3", r"unknown argument --epoch; did you mean --epochs\?"),
@@ -288,7 +291,7 @@ def test_help_names_the_flags_that_exist(verb: str, capsys: pytest.CaptureFixtur
     lines = run(capsys, verb, "--help").splitlines()
     assert lines[0].startswith(f"usage: python -m mnist_lightning {verb} ")
     assert (len(lines) <= 40, max(map(len, lines)) <= 100) == (True, True)
-    if verb == "runs":
+    if verb in ("runs", "compare", *usage.STUDIES):
         assert run(capsys, verb, "--help-all").splitlines() == lines
         return
     everything = printed(capsys, verb, "--help-all")
@@ -323,6 +326,9 @@ def test_help_states_the_real_defaults(capsys: pytest.CaptureFixture[str]) -> No
         for flag, default in stated(verb).items():
             own = re.search(rf" {flag} [A-Z{{].*?default: (\w+)\)", everything)
             assert (own[1].lower() if own else expected.get(flag, "data")) == default
+    for verb in usage.STUDIES:
+        own = {f"--{name}": str(it["default"]).lower() for name, it in verbs.OPTIONS[verb].items() if "default" in it}
+        assert stated(verb) == own
 
 
 def test_short_forms(capsys: pytest.CaptureFixture[str]) -> None:
@@ -356,8 +362,10 @@ def test_help_of_a_class(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for args in ([], ["--help"], ["help"]):
-        verbs = re.findall(r"^  (\w+) ", run(capsys, *args), re.M)
-        assert verbs == ["fit", "validate", "test", "predict", "describe", "doctor", "runs"]
+        names = re.findall(r"^  (\w+) ", run(capsys, *args), re.M)
+        assert names == [
+            *["fit", "validate", "test", "predict", "describe", "doctor", "runs", "compare", "crossval", "tune"]
+        ]
     versions = [sys.version.split()[0], torch.__version__.partition("+")[0]]
     expected = "mnist_lightning {} (Python {}, torch {}, lightning ".format(__version__, *versions)
     for flag in ("--version", "-V"):

@@ -24,7 +24,7 @@ def settings(*args: str) -> dict[str, Any]:
 def test_a_config_gives_its_command_and_builds(path: Path) -> None:
     assert f"\n#   python -m mnist_lightning fit --config configs/{path.name}" in path.read_text(encoding="utf-8")
     cli = FitCLI(["--config", str(path)])
-    assert type(cli.model.net).__name__ == ("CNN" if path.stem.startswith("cnn") else "MLP")
+    assert type(cli.model.net).__name__ == ("CNN" if path.stem.startswith(("cnn", "transfer")) else "MLP")
     assert cli.datamodule.val_fraction == 0.2
 
 

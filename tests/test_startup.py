@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 LAYERS = [  # each imports only from its own layer and those after it
-    {"cli", "verbs", "parsing", "doctor", "__main__"},
+    {"cli", "verbs", "parsing", "doctor", "studies", "__main__"},
     {"training"},
     {"report", "pictures", "classifier"},
     {"data", "models", "settings", "schedules"},
@@ -20,6 +20,7 @@ LIFTED = """
 import sys, mnist_lightning
 print(*sys.modules)
 import mnist_lightning.report.page, mnist_lightning.report.describe, mnist_lightning.report.figures_pictures
+import mnist_lightning.report.study
 import mnist_lightning.pictures.read, mnist_lightning.pictures.prepare
 print(*sys.modules)
 import mnist_lightning.models
@@ -92,4 +93,4 @@ def test_imports_point_one_way_without_a_circle() -> None:
         for target in targets:
             assert layer[name.split(".")[1]] <= layer[target.split(".")[1]], f"{name} imports {target}"
     list(TopologicalSorter(found).static_order())  # it raises CycleError
-    assert "mnist_lightning.training.fit" in found["mnist_lightning.verbs"]
+    assert "mnist_lightning.training.fit" in found["mnist_lightning.studies.train"]
