@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from filelock import FileLock
 from sklearn.model_selection import KFold, StratifiedKFold
 
@@ -154,3 +155,12 @@ def test_frozen_layers_keep_weights_and_statistics(folder: Path) -> None:
     with pytest.raises(InputError, match="nothing is left to train when layers are frozen"):
         fit(DigitClassifier(net), UCIDigits(), freeze="layers")
     assert all(weight.requires_grad for weight in net.parameters())
+
+
+def test_transfer_validates_once_at_the_end(folder: Path) -> None:
+    short = ["--net.width", "2", "--data.train_size", "20"]
+    short += ["--trainer.max_steps", "4", "--trainer.val_check_interval", "4"]
+    run = train(["--config", str(ROOT / "configs/transfer_uci.yaml"), *short], enable_progress_bar=False)
+    (validated,) = (row for row in run.history if "val/acc" in row)
+    assert (validated["step"], run.record["epochs"], run.record["global_step"]) == (3, 4, 4)
+    assert run.best_val_acc == pytest.approx(validated["val/acc"])

@@ -1,5 +1,6 @@
 """Train with the flags of ``fit``: the building block of the studies, and of the verb itself."""
 
+import inspect
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 from tqdm import tqdm
@@ -52,7 +54,9 @@ def train(flags: Sequence[str], callbacks: Sequence[Callback] = (), **own: Any) 
 
 def trainer_kwargs(settings: Namespace, callbacks: Sequence[Callback]) -> dict[str, Any]:
     """Return the Trainer's arguments that were given, and the callbacks."""
-    given = {name: value for name, value in vars(settings).items() if value is not None}
+    usual = inspect.signature(Trainer).parameters
+    # check_val_every_n_epoch null means something else than its default, 1.
+    given = {key: value for key, value in vars(settings).items() if value is not None or usual[key].default is not None}
     return given | {"callbacks": [*callbacks, *as_list(given.get("callbacks"))]}
 
 
