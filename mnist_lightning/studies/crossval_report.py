@@ -80,7 +80,7 @@ def _curve_rows(curve: Curve) -> list[list[str]]:
 def write_curve(folder: Path, curve: Curve) -> None:
     """Write ``index.html`` of a learning curve."""
     columns, *rows = _curve_rows(curve)
-    picture = Picture(figures.svg(draw_curves({"": curve})), "Accuracy over the number of training images", wide=True)
+    picture = Picture(figures.svg(draw_curves({"": curve})), "Accuracy over the number of training images")
     lead = "Accuracy by number of training images, mean ± standard deviation over folds."
     headline = {"Training images": rows[-1][0], "Accuracy": rows[-1][1]}
     write_page(folder, f"Learning curve · {folder.name}", lead, headline, {"Curve": [picture, Table(columns, rows)]})
@@ -88,7 +88,7 @@ def write_curve(folder: Path, curve: Curve) -> None:
 
 def draw_curves(curves: Mapping[str, Curve]) -> Figure:
     """Draw learning curves under their names: the mean over folds, and bars of the standard deviation."""
-    figure, axis = figures.single(7, 4)
+    figure, axis = figures.single(6, 4)
     sizes = sorted({size for curve in curves.values() for size in curve})
     for (name, curve), color in zip(curves.items(), (figures.CORRECT, figures.WRONG), strict=False):
         means, stds = zip(*((accuracies.mean(), accuracies.std(ddof=1)) for accuracies in curve.values()), strict=True)
