@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as plots
 
@@ -147,7 +146,7 @@ def by_optuna(plot: Callable[[optuna.Study], Axes], study: optuna.Study, width: 
     """Return one of Optuna's plots of a study as SVG, without its title."""
     import matplotlib.pyplot as plt  # here, since Optuna draws with its global state
 
-    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+    with warnings.catch_warnings(action="ignore"):  # about few trials, and that the plots are experimental
         axes = plot(study)
     figure = axes.get_figure(root=True)
     assert figure is not None
