@@ -1,11 +1,13 @@
 """Write files whole or not at all."""
 
+import csv
+import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 os.umask(UMASK := os.umask(0))  # read once, at import: while it is 0, files of other threads would be writable for all
 
@@ -44,3 +46,12 @@ def write_atomic(path: Path, content: bytes | memoryview | str) -> None:
     """Write a file whole, as ``open_atomic`` does; text is written as UTF-8."""
     with open_atomic(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV file whole, as ``open_atomic`` does; a row's missing cells are empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue())

@@ -1,7 +1,5 @@
 """Compare runs: those with the same settings are a group, and one table shows all groups; read without torch."""
 
-import csv
-import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +11,7 @@ from typing import Any
 import yaml
 
 from mnist_lightning.errors import InputError, printable
-from mnist_lightning.files import write_atomic
+from mnist_lightning.files import write_csv
 from mnist_lightning.report.text import spread, text_table
 from mnist_lightning.training.runs import LOG_DIR, FastLoader, read_json
 
@@ -166,10 +164,7 @@ def write_comparison(folder: Path, groups: Sequence[Mapping[str, Any]], contrast
         sections |= contrast.sections()
     page = write_page(folder, "Comparison of runs", lead, headline, sections)
     rows = [group["settings"] | {**group, "runs": " ".join(group["runs"])} for group in groups]
-    fields = [*{name: 0 for row in rows for name in row if name != "settings"}]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(folder / "compare.csv", text.getvalue())
+    for row in rows:
+        del row["settings"]
+    write_csv(folder / "compare.csv", [*{name: 0 for row in rows for name in row}], rows)
     return page

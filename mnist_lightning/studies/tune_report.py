@@ -1,7 +1,5 @@
 """What a search found: a text table, ``trials.csv``, ``best.yaml`` and a page."""
 
-import csv
-import io
 import shlex
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as plots
 
-from mnist_lightning.files import write_atomic
+from mnist_lightning.files import write_atomic, write_csv
 from mnist_lightning.report.figures import CORRECT, WRONG, svg
 from mnist_lightning.report.study import Picture, Table, write_page
 from mnist_lightning.report.text import text_table
@@ -67,21 +65,20 @@ def write_study(study: optuna.Study, folder: Path, space: Mapping[str, BaseDistr
     if (best := best_trial(study)) is None:
         return
     trials = [each for each in study.get_trials(deepcopy=False) if each.state.is_finished()]
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["number", "state", "accuracy", "seconds", *space, "folder"])
+    rows: list[dict[str, Any]] = []
     for each in trials:
-        name = trial_folder(each.number) if (folder / trial_folder(each.number)).exists() else ""
-        settings = [tidy(each.params.get(setting)) for setting in space]
-        writer.writerow([each.number, each.state.name, each.value, round(_seconds(each), 2), *settings, name])
-    write_atomic(folder / "trials.csv", table.getvalue())
+        row = {"number": each.number, "state": each.state.name, "accuracy": each.value}
+        row |= {"seconds": round(_seconds(each), 2), **{name: tidy(each.params.get(name)) for name in space}}
+        name = trial_folder(each.number)
+        rows.append(row | {"folder": name if (folder / name).exists() else ""})
+    write_csv(folder / "trials.csv", [*rows[0]], rows)
     found = ", ".join(f"{name} {cell}" for name, cell in zip(best.params, cells(best)[len(COLUMNS) :], strict=True))
     command = f"python -m mnist_lightning fit --config {shlex.quote(str(folder / 'best.yaml'))}"
     header = f"Trial {best.number} of the study {study.study_name}: validation {best.value:.2%}."
     recipe = (folder / trial_folder(best.number) / "config.yaml").read_text(encoding="utf-8")
     write_atomic(folder / "best.yaml", f"# {header}\n#\n#   {command}\n#\n# Found: {found}\n{recipe}")
     done = [each for each in trials if each.state in DONE]
-    columns, *rows = _best(study)
+    columns, *best_rows = _best(study)
     headline = {
         "Best validation accuracy": f"{best.value:.2%}",
         "Trials": str(len(done)),
@@ -92,9 +89,9 @@ def write_study(study: optuna.Study, folder: Path, space: Mapping[str, BaseDistr
     if len(space) > 1 and sum(each.state == TrialState.COMPLETE for each in done) > 1:
         lines, shares = plots.plot_parallel_coordinate, plots.plot_param_importances
         pictures.append(Picture(by_optuna(lines, study, 10), "Parallel coordinates of the complete trials", wide=True))
-        pictures.append(Picture(by_optuna(shares, study, 7), "Importance of each setting", "By PED-ANOVA."))
+        pictures.append(Picture(by_optuna(shares, study, 7), "Importance of each setting", "Shares, by PED-ANOVA."))
     lead = f"Trial {best.number} is the best: {found}. To train with its settings: {command}"
-    sections: dict[str, list[Any]] = {"Best trials": [Table(columns, rows)], "All trials": pictures}
+    sections: dict[str, list[Any]] = {"Best trials": [Table(columns, best_rows)], "All trials": pictures}
     write_page(folder, f"Study {study.study_name}", lead, headline, sections)
 
 

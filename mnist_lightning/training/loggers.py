@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image
 
 from mnist_lightning.errors import InputError
-from mnist_lightning.files import write_atomic
+from mnist_lightning.files import write_csv
 from mnist_lightning.models.classify import evaluating
 
 HPARAMS_METRICS = ("val/acc", "val/loss", "test/acc")
@@ -138,13 +138,9 @@ class HistoryLogger(Logger):
         row = {name: f"{value:.9g}" for name, value in metrics.items()}  # nine digits keep a float32 exactly
         self._rows.setdefault(step, {"step": step}).update(row)
         names = {name for row in self._rows.values() for name in row}
-        text = io.StringIO()
         columns = ["epoch", "step", *sorted(names - {"epoch", "step"})]
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self._rows[step] for step in sorted(self._rows))
         with suppress(PermissionError):  # on Windows, while a spreadsheet shows the file: written in the next epoch
-            write_atomic(self.path, text.getvalue())
+            write_csv(self.path, columns, (self._rows[step] for step in sorted(self._rows)))
 
 
 def read_history(path: Path) -> list[dict[str, str]]:
