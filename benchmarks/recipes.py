@@ -17,6 +17,7 @@ import kaggle_csv
 
 from mnist_lightning import Run, load_run
 from mnist_lightning.data.base import DEFAULT_DATA_DIR
+from mnist_lightning.report.text import spread
 from mnist_lightning.studies.train import train_seeds
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -31,8 +32,7 @@ def test(run: Run) -> float:
 
 def percent(values: list[float]) -> str:
     """Format fractions as percent: mean and sample standard deviation."""
-    spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.2f}{spread}%"
+    return spread(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 def main() -> None:

@@ -18,15 +18,21 @@ from mnist_lightning.usage import PROGRAM, answer, expand
 DEBUG_SWITCH = "MNIST_LIGHTNING_DEBUG"
 
 
+def parse(parser: argparse.ArgumentParser, args: Sequence[str]) -> argparse.Namespace:
+    """Return the parsed arguments; an unknown one is an InputError."""
+    known, rest = parser.parse_known_intermixed_args(args)
+    if rest:
+        raise InputError(f"unknown argument {rest[0]}; see --help")
+    return known
+
+
 def list_runs(args: Sequence[str]) -> str:
     """Return what the verb ``runs`` prints; it needs no torch."""
     parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--sort", choices=COLUMNS, default="when")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--log_dir", default=LOG_DIR)
-    known, rest = parser.parse_known_args(args)
-    if rest:
-        raise InputError(f"unknown argument {rest[0]}; see --help")
+    known = parse(parser, args)
     found = runs(known.log_dir, known.sort)
     if known.json:
         return json.dumps(found, indent=2)
@@ -39,9 +45,7 @@ def compare_runs(args: Sequence[str]) -> str:
     parser.add_argument("runs", nargs="*", default=[LOG_DIR])
     parser.add_argument("--split", choices=["val", "test"], default="val")
     parser.add_argument("--output", default=f"{LOG_DIR}/compare")
-    known, rest = parser.parse_known_intermixed_args(args)
-    if rest:
-        raise InputError(f"unknown argument {rest[0]}; see --help")
+    known = parse(parser, args)
     groups = compare(known.runs)
     runs = [run for group in groups for run in group["runs"]]
     sides = [group["runs"] for group in groups] if len(groups) == 2 else [[run] for run in runs]
@@ -60,13 +64,13 @@ def compare_runs(args: Sequence[str]) -> str:
     return f"{compare_table(groups)}\n{sentence}\nPage: {page}"
 
 
+QUICK = {"runs": list_runs, "compare": compare_runs}  # verbs without torch
+
+
 def complain(message: str, error: BaseException) -> None:
     """Print on stderr what went wrong in one line, and the notes on it."""
     for line in (f"{PROGRAM}: {message}", *getattr(error, "__notes__", ())):
         print(printable(line), file=sys.stderr)
-
-
-QUICK = {"runs": list_runs, "compare": compare_runs}  # verbs without torch
 
 
 def can_be_fixed(error: BaseException) -> bool:

@@ -80,9 +80,11 @@ def seeds(words: Sequence[str]) -> list[int]:
     try:
         ends = [word.partition("-")[::2] for word in words]
         found = [seed for first, last in ends for seed in range(int(first), int(last or first) + 1)]
-        return found or [int("")]
-    except ValueError as error:
-        raise InputError(f"--seeds takes numbers and ranges such as 42-46, got {' '.join(words)}") from error
+    except ValueError:
+        found = []
+    if not found:
+        raise InputError(f"--seeds takes numbers and ranges such as 42-46, got {' '.join(words)}")
+    return found
 
 
 def _seeds(words: Sequence[str], name: str | None, flags: list[str]) -> None:

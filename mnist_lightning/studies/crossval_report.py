@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mnist_lightning.files import open_atomic
 from mnist_lightning.report import figures
-from mnist_lightning.report.metrics import confusion
+from mnist_lightning.report.metrics import confusion, decide
 from mnist_lightning.report.study import Gallery, Picture, Table, write_page
 from mnist_lightning.report.text import spread, text_table
 from mnist_lightning.studies.crossval import CrossValidation
@@ -39,14 +39,14 @@ def _spread(accuracies: NDArray[np.float64]) -> str:
 
 def write_crossval(result: CrossValidation) -> None:
     """Write ``out_of_fold.csv``, a row for each image, and ``index.html`` into the folder of the runs."""
-    names, digits = result.class_names, result.probabilities.argmax(axis=1)
+    names, (digits, confidences) = result.class_names, decide(result.probabilities)
     header = "index,label,digit,times_wrong," + ",".join(f"p{digit}" for digit in range(10))
     table = np.column_stack([np.arange(len(digits)), result.labels, digits, result.times_wrong, result.probabilities])
     with open_atomic(result.folder / "out_of_fold.csv") as file:
         np.savetxt(file, table, fmt=["%d"] * 4 + ["%.6f"] * 10, delimiter=",", header=header, comments="")
     counts, top, columns = confusion(result.labels, result.probabilities), result.suspects(), _rows(result)
     labels = [f"label {names[result.labels[row]]}" for row in top]
-    lines = [f"predicted {names[digits[row]]}, {result.probabilities[row].max():.0%}; row {row}" for row in top]
+    lines = [f"predicted {names[digits[row]]}, {confidences[row]:.0%}; row {row}" for row in top]
     caption = "The label of an image, the answer of networks that were not trained on it, and its row, counted from 0."
     charts = [
         Picture(figures.svg(figures.confusion_counts(counts, names)), "Confusion matrix in images"),

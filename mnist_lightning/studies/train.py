@@ -23,6 +23,9 @@ from mnist_lightning.training.fit import fit
 from mnist_lightning.training.run import Run, as_list, find_last, load_run
 from mnist_lightning.usage import expand
 
+# A study's run is silent and has one process: Lightning would start others that repeat the whole command.
+ALONE: dict[str, Any] = {"enable_progress_bar": False, "devices": 1, "num_nodes": 1}
+
 
 def train(flags: Sequence[str], callbacks: Sequence[Callback] = (), **own: Any) -> Run:
     """Train with flags as on the command line of ``fit``.
@@ -35,7 +38,6 @@ def train(flags: Sequence[str], callbacks: Sequence[Callback] = (), **own: Any) 
     Raises:
         InputError: If a flag is invalid.
     """
-    flags = expand(flags)
     known = look_ahead(flags)
     last = None
     if known.ckpt_path is not None:
@@ -114,8 +116,6 @@ def finish(flags: Sequence[str], folder: Path, callbacks: Sequence[Callback] = (
     Raises:
         InputError: If the folder has a run with other settings, another process trains it, or a flag is invalid.
     """
-    # One process per run: Lightning would start others that repeat the whole command.
-    own: dict[str, Any] = {"enable_progress_bar": False, "devices": 1, "num_nodes": 1}
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
     try:
@@ -126,12 +126,12 @@ def finish(flags: Sequence[str], folder: Path, callbacks: Sequence[Callback] = (
                     raise InputError(f"{folder} has other settings ({changed}): give another --name")
                 run = load_run(folder)
                 if not run.record.get("finished"):
-                    run = train(flags, callbacks, resume=folder, init_from=None, **own)
+                    run = train(flags, callbacks, resume=folder, init_from=None, **ALONE)
             else:
                 rest = {path.name.partition(".")[0] for path in folder.glob("*")}
                 if rest <= {"", "checkpoints", "config", "run", "events"}:  # stopped before its first epoch
                     shutil.rmtree(folder, ignore_errors=True)
-                run = train(flags, callbacks, log_dir=folder.parent, name=folder.name, default_root_dir=None, **own)
+                run = train(flags, callbacks, log_dir=folder.parent, name=folder.name, default_root_dir=None, **ALONE)
         Path(lock.lock_file).unlink(missing_ok=True)
         return run
     except Timeout as error:
@@ -170,7 +170,7 @@ def study_folder(flags: Sequence[str], name: str) -> Path:
     """
     if Path(name).name != name or name in ("", ".."):
         raise InputError(f"a study's name must be one folder name, got {name}")
-    folder: Path = look_ahead(expand(flags)).log_dir / name
+    folder: Path = look_ahead(flags).log_dir / name
     return folder
 
 

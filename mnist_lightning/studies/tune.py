@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomic
-from mnist_lightning.studies.train import part_of_a_study, study_folder, train
+from mnist_lightning.studies.train import ALONE, part_of_a_study, study_folder, train
 
 try:
     import optuna
@@ -81,7 +81,7 @@ def tune(
     if not 1 <= workers <= (cores := count_cores()):
         raise InputError(f"workers must be from 1 to {cores}, the number of CPU cores here, got {workers}")
     if trials < 1 or pruner not in PRUNERS:
-        raise InputError(f"needs 1 trial or more, and a pruner of {', '.join(PRUNERS)}; got {trials} and {pruner}")
+        raise InputError(f"trials must be at least 1 and pruner one of {', '.join(PRUNERS)}; got {trials} and {pruner}")
     distributions, folder = read_distributions(space), study_folder(flags, name)
     settings = check(distributions, flags, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -184,9 +184,7 @@ class Reporter(Callback):
 def _run(trial: Trial, flags: Sequence[str], folder: Path, callbacks: Sequence[Callback]) -> dict[str, Any]:
     """Train, and return what to tell the study."""
     reporter = Reporter(trial)
-    # One process per trial: Lightning would start others that repeat the whole command.
-    own: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "devices": 1, "num_nodes": 1}
-    own |= {"log_dir": folder.absolute(), "name": trial_folder(trial.number)}
+    own = ALONE | {"logger": False, "log_dir": folder.absolute(), "name": trial_folder(trial.number)}
     with part_of_a_study(), redirect_stdout(io.StringIO()):  # a trial that diverges is no news here
         run = train([*flags, *as_flags(trial.params)], [reporter, *callbacks], **own)
     if run.best_val_acc is None:
