@@ -9,10 +9,10 @@ weights of training; the test images are not read. On one thread of a CPU it tak
 import argparse
 from pathlib import Path
 
+from mnist_lightning import quieten
 from mnist_lightning.report.figures import save
 from mnist_lightning.studies.crossval import learning_curve
 from mnist_lightning.studies.crossval_report import curve_table, draw_curves
-from mnist_lightning.verbs import quieten
 
 CONFIG = Path(__file__).parent.parent / "configs/transfer_uci.yaml"
 FROZEN = "layers.[0-9]"  # the first three convolutions; chosen, like the learning rate, with another split

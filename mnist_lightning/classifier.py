@@ -1,8 +1,10 @@
 """The training recipe as a LightningModule: loss, metrics, optimizer and schedule."""
 
 import inspect
+import json
 import math
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,7 +18,7 @@ from torch.optim.lr_scheduler import LinearLR
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from mnist_lightning.errors import InputError
+from mnist_lightning.errors import InputError, needs
 from mnist_lightning.schedules import Plateau
 from mnist_lightning.settings import from_settings, is_plain, to_settings
 
@@ -261,23 +263,36 @@ class DigitClassifier(L.LightningModule):
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:
-    """Read a checkpoint file as weights and plain values; code in it does not run.
+    """Read a checkpoint or safetensors file as weights and plain values; code in it does not run.
 
     Raises:
         InputError: If the file is missing, damaged, or not a checkpoint of this package.
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # about how the file was pickled
-            checkpoint = torch.load(path, map_location, weights_only=weights_only)
+            is_safe = Path(path).suffix == ".safetensors"
+            read = _read_safetensors if is_safe else partial(torch.load, weights_only=weights_only)
+            checkpoint = read(path, map_location)
         state, settings = checkpoint["state_dict"], checkpoint.setdefault("hyper_parameters", {})
         are_weights = all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
         if not are_weights or not isinstance(settings, dict):
             raise TypeError("not a checkpoint")
+    except InputError:  # safetensors is not installed
+        raise
     except Exception as error:  # damaged bytes may raise anything
         reason = getattr(error, "strerror", None) or "it is damaged, or holds more than weights and plain values"
         raise InputError(f"cannot read the checkpoint {path}: {reason}; give a checkpoint that fit wrote") from error
     content: dict[str, Any] = checkpoint
     return content
+
+
+def _read_safetensors(path: str | Path, map_location: Any) -> dict[str, Any]:
+    with needs("export"):
+        from safetensors import safe_open
+    with safe_open(path, "pt", str(map_location)) as file:
+        state = {f"net.{name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is not a dict
+        settings = json.loads((file.metadata() or {}).get("network", "null"))
+    return {"state_dict": state, "hyper_parameters": {} if settings is None else {"net": settings}}
 
 
 def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path, strict: bool = True) -> None:

@@ -1,6 +1,8 @@
 """Errors that the user can fix, each in one line."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -12,6 +14,15 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Turn a failed import into one line that says which extra to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(f"this needs {error.name}: pip install -e '.[{extra}]'") from error
 
 
 def printable(text: str) -> str:

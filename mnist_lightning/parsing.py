@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from mnist_lightning import models  # noqa: F401  --model.net finds them by name once imported
 from mnist_lightning.classifier import DigitClassifier
-from mnist_lightning.data import augmentation, kaggle, torchvision, uci  # noqa: F401  --data finds them by name once imported
+from mnist_lightning.data import augmentation, drawings, kaggle, torchvision, uci  # noqa: F401  --data finds them by name once imported
 from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.errors import InputError, condense
 from mnist_lightning.training.callbacks import ValidationFigures  # noqa: F401  --trainer.callbacks finds it by name
@@ -127,12 +127,14 @@ def look_ahead(args: Sequence[str]) -> argparse.Namespace:
 
 
 def parse(verb: str, args: Sequence[str], own: dict[str, Any] | None = None, **options: dict[str, Any]) -> Namespace:
-    """Parse a verb's flags: the data's, with the run's settings as defaults, the Trainer's, and its own."""
+    """Parse a verb's flags: the data's, with the run's settings as defaults, the Trainer's if it uses one, its own."""
     parser = Parser(**parser_settings(verb))
     parser.add_lightning_class_args(DigitDataModule, "data", subclass_mode=True)
     options["config"] = {"type": str}
     if own is not None:
-        options |= {"ckpt_path": {"type": str, "nargs": "+"}, "tta": {"type": int, "default": 0}}
+        options["ckpt_path"] = {"type": str, "nargs": "+"}
+    if own is not None and verb != "export":
+        options["tta"] = {"type": int, "default": 0}
         parser.add_lightning_class_args(Trainer, "trainer")
     for name, option in options.items():
         parser.add_argument(f"--{name}", help=about(verb)[name], **option)

@@ -38,12 +38,19 @@ def to_settings(thing: Any, lossy: bool = False) -> dict[str, Any] | None:
             return None
         for name in (parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD):
             value = getattr(thing, name, MISSING)
-            plain = (to_settings(value) or MISSING) if isinstance(value, nn.Module) else value
+            plain = _plain(value)
             arguments[name] = f"<{value!r:.80}>" if lossy and not is_plain(plain) else plain
         if inspect.Parameter.VAR_KEYWORD not in kinds:  # otherwise the base has more arguments
             break
     path = f"{type(thing).__module__}.{type(thing).__qualname__}"
     return {"class_path": path, "init_args": arguments} if is_plain(arguments) else None
+
+
+def _plain(value: Any) -> Any:
+    """Return the settings of a network or of a list of networks; any other value as it is."""
+    if isinstance(value, nn.ModuleList):
+        return [_plain(each) for each in value]
+    return (to_settings(value) or MISSING) if isinstance(value, nn.Module) else value
 
 
 def is_plain(value: Any) -> bool:
@@ -56,14 +63,16 @@ def from_settings(settings: Any, trusted: bool = False) -> Any:
     """Create the object that settings describe; for an optimizer or a scheduler, a function that creates one.
 
     Args:
-        settings: A dict with ``class_path`` and perhaps ``init_args``, in which others may be nested; any other value
-            is returned as it is.
+        settings: A dict with ``class_path`` and perhaps ``init_args``, in which others may be nested, or a list of
+            these; any other value is returned as it is.
         trusted: Whether any class may be made; without it only networks, optimizers and schedulers of torch and of
             this package.
 
     Raises:
         InputError: If a class is missing or not trusted, or refuses its arguments.
     """
+    if isinstance(settings, list):
+        return [from_settings(each, trusted) for each in settings]
     if not isinstance(settings, dict) or "class_path" not in settings:
         return settings
     path = settings["class_path"]

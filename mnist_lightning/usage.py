@@ -18,7 +18,8 @@ OVERVIEW, *_SECTIONS = re.split(r"\n\n(?=usage: )", HELP.rstrip())
 VERBS: dict[str, str] = dict(re.findall(r"^  (\w+) +(.+)$", OVERVIEW, re.M))
 HELP_OF = dict(zip(VERBS, _SECTIONS, strict=True))
 SHORT: dict[str, str] = dict(re.findall(r"--(\w+)\s+for\s+--([\w.]+)", HELP_OF["fit"]))  # short forms of flags
-STUDIES = ("crossval", "tune")  # they take the flags of fit too
+COMPLETE = ("runs", "compare", "serve", "crossval", "tune", "import")  # their help lists all of their own flags
+FIT_FLAGS = ("crossval", "tune", "import")  # these verbs take the flags of fit too
 DEFAULTS = {"model.net": "mnist_lightning.MLP", "data": "mnist_lightning.MNIST"}
 # Names that torch and torchvision use too, so that the parser would find them ambiguous.
 PATHS = {"MLP": "mnist_lightning.MLP", "ReduceLROnPlateau": "lightning.pytorch.cli.ReduceLROnPlateau"}
@@ -44,9 +45,9 @@ def answer(args: Sequence[str]) -> str | None:
         return f"mnist_lightning {__version__} (Python {python}, torch {torch}, lightning {lightning})"
     if verb not in VERBS:
         raise InputError(f"the first argument must be one of {', '.join(VERBS)}, got {verb}{closest(verb, VERBS)}")
-    if {"-h", "--help"} & set(args) or (verb in ("runs", "compare", *STUDIES) and "--help-all" in args):
+    if {"-h", "--help"} & set(args) or (verb in COMPLETE and "--help-all" in args):
         return HELP_OF[verb]
-    flags_of = HELP_OF[verb] + (HELP_OF["fit"] if verb in STUDIES else "")
+    flags_of = HELP_OF[verb] + (HELP_OF["fit"] if verb in FIT_FLAGS else "")
     names = set(re.findall(r"--([\w-]+)", flags_of))
     for word in args:
         if (found := re.match(r"--(\w[^.=+]*)([^=+]*)", word)) and found[1] not in names:

@@ -1,14 +1,11 @@
 """The verbs that need torch: each parses, calls the library, and prints."""
 
 import argparse
-import logging
-import os
-import re
-import warnings
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import Namespace
@@ -16,29 +13,19 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_lightning.data.augmentation import Augmentation, augmented
-from mnist_lightning.data.base import DigitDataModule
+from mnist_lightning.data.base import DEFAULT_DATA_DIR, DigitDataModule
 from mnist_lightning.errors import InputError
 from mnist_lightning.parsing import look_ahead, parse
 from mnist_lightning.report import text
 from mnist_lightning.signals import listen
-from mnist_lightning.studies.train import study_folder, train, train_seeds, trainer_kwargs
+from mnist_lightning.studies.train import make, study_folder, train, train_seeds, trainer_kwargs
 from mnist_lightning.training.loggers import show_pictures
+from mnist_lightning.training.quiet import quieten
 from mnist_lightning.training.run import Run, config_of, find_checkpoint, find_last, load_run
 from mnist_lightning.training.runs import LOG_DIR, read_config, read_json
 from mnist_lightning.usage import PROGRAM
 
 PRUNERS = ("median", "hyperband", "none")
-NOT_NEWS = re.compile(  # log messages that another line says, or that say nothing useful
-    r"💡|Seed set to|GPU available|TPU available: False|Restor(ing|ed all) states|`Trainer.fit` stopped: `max_epochs|"
-    r"Detected KeyboardInterrupt|Loading `train_dataloader` to estimate"
-)
-NO_WARNING = (  # warnings that the user cannot act on
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated|"  # Lightning 2.6 on torch 2.15
-    r"The number of training batches \(\d+\) is smaller than the logging interval|"  # all is logged per epoch
-    r"Checkpoint directory .* exists and is not empty|"  # a run that is resumed
-    r"Total length of `list` across ranks is zero|"  # val_fraction 0: there are no validation images
-    r"The `srun` command is available on your system but is not used"  # shown on every machine with SLURM
-)
 
 
 class CommandLine(Callback):
@@ -54,12 +41,20 @@ class CommandLine(Callback):
 def load(verb: str, args: Sequence[str], **options: dict[str, Any]) -> tuple[Run, dict[str, Any], Namespace]:
     """Return the run that a verb is for, the Trainer's arguments, and the verb's options."""
     known = look_ahead(args)
-    paths = [] if any(word.endswith("help") for word in args) else known.ckpt_path or [None]
-    files = [find_checkpoint(path, "best", known.log_dir) for path in paths]
+    files = [] if any(word.endswith("help") for word in args) else checkpoints(known.ckpt_path, known.log_dir)
     parsed = parse(verb, args, (config_of(files[0]) if files else None) or {}, **options)
-    run = load_run(files if len(files) > 1 else files[0], data=parsed.data, log_dir=known.log_dir, tta=parsed.tta)
-    say(f"Checkpoint: {', '.join(map(str, files))}" + ("" if known.ckpt_path else " (the best of the newest run)"))
-    return run, trainer_kwargs(parsed.trainer, [CommandLine()]), parsed
+    run = load_run(
+        files if len(files) > 1 else files[0], data=parsed.data, log_dir=known.log_dir, tta=parsed.get("tta", 0)
+    )
+    trainer = trainer_kwargs(parsed.trainer, [CommandLine()]) if "trainer" in parsed else {}
+    return run, trainer, parsed
+
+
+def checkpoints(paths: Sequence[str] | None, log_dir: Path) -> list[Path]:
+    """Return the checkpoint files for paths, or of the newest run, and print them."""
+    files = [find_checkpoint(path, "best", log_dir) for path in paths or (None,)]
+    say(f"Checkpoint: {', '.join(map(str, files))}" + ("" if paths else " (the best of the newest run)"))
+    return files
 
 
 def options(verb: str, args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -209,6 +204,50 @@ def _tune(args: Sequence[str]) -> None:
     say(f"\n{study_table(study)}\n\n{rest}")
 
 
+def _export(args: Sequence[str]) -> int:
+    from mnist_lightning.export import write  # here, since torch.export takes a while to import
+
+    flags: dict[str, dict[str, Any]] = {name: {"type": bool, "default": False} for name in ("logits", "quantize")}
+    flags |= {"format": {"type": Literal[*write.FORMATS] | None}, "output": {"type": str | None}}
+    run, _, parsed = load("export", args, **flags)
+    suffix = write.FORMATS[parsed.format or "onnx"]
+    path = Path(parsed.output or run.folder / f"model{suffix}")
+    if parsed.format and path.suffix != suffix:
+        raise InputError(f"--output must end in {suffix} for --format {parsed.format}, got {path}")
+    try:
+        rows = run.export(path, logits=parsed.logits, quantize=parsed.quantize)
+    except write.ExportError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    say(f"\n{write.export_table(rows)}\n\nWritten: {path}")
+    return 0
+
+
+def _import(args: Sequence[str]) -> None:
+    if not args or args[0].startswith("-"):
+        raise InputError("import needs a Keras file first: import model.keras")
+    from mnist_lightning.training.imported import import_run  # here, since no other verb needs it
+
+    cli, _ = make(args[1:])
+    name, log_dir = cli.config_init.name, look_ahead(args[1:]).log_dir
+    run = import_run(args[0], cli.datamodule, like=cli.model.net, name=name, log_dir=log_dir)
+    say(
+        "\n".join([*run.record["layers"], f"\nRun folder: {run.folder}\nNext: {PROGRAM} test --ckpt_path {run.folder}"])
+    )
+
+
+def _serve(args: Sequence[str]) -> None:
+    own, rest = options("serve", args)
+    if rest:
+        raise InputError(f"unknown argument {rest[0]}; see --help")
+    from mnist_lightning.serve.server import serve  # here, since FastAPI is an extra
+
+    files = checkpoints(own.ckpt_path, Path(LOG_DIR))
+    run = load_run(files if len(files) > 1 else files[0], tta=own.tta)
+    uses_gpu = own.accelerator == "gpu" or (own.accelerator == "auto" and torch.cuda.is_available())
+    serve(run.model.net.to("cuda" if uses_gpu else "cpu"), Path(own.drawings), own.host, own.port, own.token)
+
+
 INT: dict[str, Any] = {"type": int}
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {"fit": {"seeds": {"nargs": "+"}, "name": {}}}
 OPTIONS["crossval"] = {
@@ -219,22 +258,19 @@ OPTIONS["crossval"] = {
 OPTIONS["crossval"] |= {"stratified": {"type": boolean, "default": False}, "name": {}}
 OPTIONS["tune"] = {"space": {}, "trials": INT | {"default": 20}, "workers": INT | {"default": 1}, "storage": {}}
 OPTIONS["tune"] |= {"pruner": {"choices": PRUNERS, "default": PRUNERS[0]}, "name": {"default": "tune"}}
+OPTIONS["import"] = {}
+OPTIONS["serve"] = {"ckpt_path": {"nargs": "+"}, "host": {"default": "127.0.0.1"}, "port": INT | {"default": 8000}}
+OPTIONS["serve"] |= {"token": {}, "drawings": {"default": f"{DEFAULT_DATA_DIR}/Drawings"}, "tta": INT | {"default": 0}}
+OPTIONS["serve"]["accelerator"] = {"choices": ["auto", "cpu", "gpu"], "default": "auto"}
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {"fit": _fit, "validate": _validate, "test": _test}
 COMMANDS |= {"predict": _predict, "describe": _describe, "doctor": _doctor, "crossval": _crossval, "tune": _tune}
+COMMANDS |= {"export": _export, "import": _import, "serve": _serve}
 
 
 @rank_zero_only
 def say(line: str) -> None:
     """Print a line, in the first process only."""
     print(line, flush=True)
-
-
-def quieten() -> None:
-    """Hide messages that the user cannot act on."""
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 calls what version 5 removes
-    warnings.filterwarnings("ignore", message=f".*({NO_WARNING})")
-    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.seed"):
-        logging.getLogger(f"lightning.{name}").addFilter(lambda record: not NOT_NEWS.search(record.getMessage()))
 
 
 def run(verb: str, args: Sequence[str]) -> int:

@@ -194,7 +194,7 @@ def test_augmentation_that_cannot_be_read_back(folder: Path, capsys: pytest.Capt
     [
         (
             "fly",
-            "the first argument must be one of fit, validate, .*, tune, got fly; .*",
+            "the first argument must be one of fit, validate, .*, serve, got fly; .*",
         ),
         ("tests", r"the first argument must be .*, got tests; did you mean test\?"),
         ("train", r"the first argument must be .*, got train; did you mean fit\?"),
@@ -291,7 +291,7 @@ def test_help_names_the_flags_that_exist(verb: str, capsys: pytest.CaptureFixtur
     lines = run(capsys, verb, "--help").splitlines()
     assert lines[0].startswith(f"usage: python -m mnist_lightning {verb} ")
     assert (len(lines) <= 40, max(map(len, lines)) <= 100) == (True, True)
-    if verb in ("runs", "compare", *usage.STUDIES):
+    if verb in usage.COMPLETE:
         assert run(capsys, verb, "--help-all").splitlines() == lines
         return
     everything = printed(capsys, verb, "--help-all")
@@ -326,9 +326,12 @@ def test_help_states_the_real_defaults(capsys: pytest.CaptureFixture[str]) -> No
         for flag, default in stated(verb).items():
             own = re.search(rf" {flag} [A-Z{{].*?default: (\w+)\)", everything)
             assert (own[1].lower() if own else expected.get(flag, "data")) == default
-    for verb in usage.STUDIES:
+    for verb in usage.FIT_FLAGS:
         own = {f"--{name}": str(it["default"]).lower() for name, it in verbs.OPTIONS[verb].items() if "default" in it}
         assert stated(verb) == own
+    assert stated("serve") == {
+        f"--{name}": str(verbs.OPTIONS["serve"][name]["default"]) for name in ("port", "accelerator", "tta")
+    }
 
 
 def test_short_forms(capsys: pytest.CaptureFixture[str]) -> None:
@@ -364,7 +367,8 @@ def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for args in ([], ["--help"], ["help"]):
         names = re.findall(r"^  (\w+) ", run(capsys, *args), re.M)
         assert names == [
-            *["fit", "validate", "test", "predict", "describe", "doctor", "runs", "compare", "crossval", "tune"]
+            *["fit", "validate", "test", "predict", "describe", "doctor", "runs", "compare", "crossval", "tune"],
+            *["export", "import", "serve"],
         ]
     versions = [sys.version.split()[0], torch.__version__.partition("+")[0]]
     expected = "mnist_lightning {} (Python {}, torch {}, lightning ".format(__version__, *versions)

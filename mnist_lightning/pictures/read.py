@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -50,30 +51,32 @@ def _refuse(error: OSError) -> None:
     raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
-def read_picture(path: str | Path) -> NDArray[np.uint8]:
+def read_picture(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Read a picture upright, as its EXIF orientation says, and the first frame of an animation.
 
     More than 8 bits per pixel are reduced to 256 grey levels from the darkest pixel to the lightest. The low contrast
     of an empty page is not stretched.
 
     Args:
-        path: A PNG, JPEG, BMP, GIF, TIFF or WebP file of any mode.
+        source: A PNG, JPEG, BMP, GIF, TIFF or WebP file of any mode, or the bytes of one.
+        max_pixels: The largest width times height.
 
     Returns:
         Grey ``(H, W)``, RGB ``(H, W, 3)``, or with transparency RGBA ``(H, W, 4)``.
 
     Raises:
-        InputError: If the file is missing, damaged, of another format, or larger than 50 million pixels. The message
-            gives the reason without the file's name.
+        InputError: If the file is missing, damaged, of another format, or too large. The message gives the reason
+            without the file's name.
     """
-    if not os.path.isfile(path):  # a pipe or a device would never end
-        raise InputError("not a file" if os.path.lexists(path) else "no such file")
+    if not isinstance(source, bytes) and not os.path.isfile(source):  # a pipe or a device would never end
+        raise InputError("not a file" if os.path.lexists(source) else "no such file")
     try:
         # Pillow 13.0 maps a file that it opens itself into memory, and then garbles turned TIFFs.
-        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as picture:
+        opened = BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115
+        with opened as file, Image.open(file, formats=FORMATS) as picture:
             width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise InputError(f"too large: {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}")
+            if width * height > max_pixels:
+                raise InputError(f"too large: {width:,} x {height:,} pixels, more than {max_pixels:,}")
             with _without_stderr() if picture.format == "TIFF" else nullcontext():
                 picture.load()
             with suppress(Exception):  # damaged EXIF data do not spoil the picture

@@ -24,6 +24,7 @@ from mnist_lightning.models.classify import classify
 from mnist_lightning.pictures.judge import judge
 from mnist_lightning.pictures.prepare import Box, Found, find_digits
 from mnist_lightning.pictures.read import read_picture, surroundings
+from mnist_lightning.report.display import show_digits
 
 FILES_AT_ONCE = 256
 WORTH_A_PROCESS = 500  # files; for fewer, starting it takes longer than reading them
@@ -55,6 +56,9 @@ class Digit(NamedTuple):
         """Return the digit, with a question mark if it is doubtful."""
         return f"{self.digit}" if self.certain else f"{self.digit}?"
 
+    def _repr_html_(self) -> str:
+        return show_digits([self])
+
 
 class Reading(list[Digit]):
     """The digits of one picture, in reading order."""
@@ -66,6 +70,9 @@ class Reading(list[Digit]):
             " ".join("".join(map(str, number)) for _, number in groupby(line, lambda digit: digit.number))
             for _, line in groupby(self, lambda digit: digit.line)
         )
+
+    def _repr_html_(self) -> str:
+        return show_digits(self, self.text or "no digit found")
 
 
 class Written(NamedTuple):
@@ -118,8 +125,27 @@ def _find(picture: Picture) -> list[Found] | str:
 def _classify(net: nn.Module, pictures: Sequence[list[Found] | str]) -> list[Reading]:
     """Classify what is found in each picture; a picture that cannot be read has no digits."""
     lists = [[] if isinstance(found, str) else found for found in pictures]
-    images = np.array([digit.pixels for found in lists for digit in found])
-    rows = iter(zip(classify(net, images), judge(images), strict=True) if len(images) else ())
+    images = pixels_of(lists)
+    return readings(lists, classify(net, images), judge(images))
+
+
+def pixels_of(pictures: Sequence[Sequence[Found]]) -> NDArray[np.uint8]:
+    """Return the images ``(N, 28, 28)`` of all digits that were found in pictures."""
+    images = [digit.pixels for found in pictures for digit in found]
+    return np.array(images, np.uint8).reshape(-1, 28, 28)
+
+
+def readings(
+    pictures: Sequence[Sequence[Found]], probabilities: NDArray[np.float32], opinions: NDArray[np.float32]
+) -> list[Reading]:
+    """Return the digits of each picture.
+
+    Args:
+        pictures: What was found in each.
+        probabilities: The network's, for all ``pixels_of(pictures)``: ``(N, 10)``.
+        opinions: The judge's, ``(N, 11)``.
+    """
+    rows = iter(zip(probabilities, opinions, strict=True))
 
     def digit(found: Found, row: NDArray[np.float32], opinion: NDArray[np.float32]) -> Digit:
         answer, confidence = int(row.argmax()), float(row.max())
@@ -127,7 +153,7 @@ def _classify(net: nn.Module, pictures: Sequence[list[Found] | str]) -> list[Rea
         certain &= SIZES[0] < found.size < SIZES[1]
         return Digit(answer, confidence, row, found.box, found.pixels, bool(certain), found.line, found.number)
 
-    return [Reading(digit(found, *next(rows)) for found in each) for each in lists]
+    return [Reading(digit(found, *next(rows)) for found in each) for each in pictures]
 
 
 def recognize_files(net: nn.Module, files: Sequence[str]) -> Iterator[tuple[str, Reading | str]]:

@@ -1,9 +1,13 @@
 """Test metrics from labels and probabilities: scikit-learn's scores and the calibration error."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mnist_lightning.report.display import show_metrics
 
 # scikit-learn is slow to import, and fit draws its curves without it: the functions that need it import it.
 
@@ -16,6 +20,22 @@ Test = tuple[Images, Labels, Probabilities]
 
 DIGITS = range(10)
 BINS = 15  # as in Guo et al. 2017 and torchmetrics
+
+
+class Metrics(dict[str, Any]):
+    """The content of ``metrics.json``, which a notebook shows as a table.
+
+    Args:
+        content: The content; empty if nothing was measured.
+        page: The report.
+    """
+
+    def __init__(self, content: Mapping[str, Any], page: Path) -> None:
+        super().__init__(content)
+        self.page = page
+
+    def _repr_html_(self) -> str | None:
+        return show_metrics(self, self.page) if self else None
 
 
 def classification(labels: Labels, probabilities: Probabilities) -> dict[str, Any]:

@@ -23,14 +23,12 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
-from mnist_lightning.errors import InputError
+from mnist_lightning.errors import InputError, needs
 from mnist_lightning.files import write_atomic
 from mnist_lightning.studies.train import ALONE, part_of_a_study, study_folder, train
 
-try:
+with needs("tune"):
     import optuna
-except ImportError as error:
-    raise InputError("tune needs Optuna: pip install -e '.[tune]'") from error
 
 from optuna.distributions import BaseDistribution
 from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner

@@ -28,6 +28,7 @@ from mnist_lightning.files import write_atomic
 from mnist_lightning.models.classify import classify
 from mnist_lightning.models.ensemble import TestTimeAugmentation
 from mnist_lightning.models.layers import layer_table
+from mnist_lightning.report.metrics import Metrics
 from mnist_lightning.training.loggers import TensorBoardRunLogger, read_history
 
 PACKAGES = ("mnist-lightning", "torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy")
@@ -264,7 +265,7 @@ class ReportWriter(Callback):
             )
             for logger in tensorboards(trainer):
                 logger.show("test", pngs)
-        self.metrics = trainer.strategy.broadcast(self.metrics)
+        self.metrics = Metrics(trainer.strategy.broadcast(self.metrics), self.folder / "report" / "index.html")
 
 
 class ValidationFigures(Callback):

@@ -1,5 +1,6 @@
 """A run: the folder that ``fit`` writes, its data and its trained network."""
 
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +17,13 @@ from mnist_lightning.data.augmentation import Augmentation
 from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.data.kaggle import Kaggle
 from mnist_lightning.errors import InputError
+from mnist_lightning.export.read import read_foreign
 from mnist_lightning.files import open_atomic
 from mnist_lightning.models.classify import classify
 from mnist_lightning.models.ensemble import Ensemble, TestTimeAugmentation
+from mnist_lightning.report.display import show_run
 from mnist_lightning.settings import from_settings
-from mnist_lightning.training.callbacks import ReportWriter, gather
+from mnist_lightning.training.callbacks import ReportWriter, gather, versions
 from mnist_lightning.training.loggers import TensorBoardRunLogger, read_history
 from mnist_lightning.training.runs import LOG_DIR, read_config, read_json
 
@@ -77,6 +80,10 @@ class Run:
         """The best validation accuracy, in [0, 1]; None before the first validation."""
         return self.record.get("best_val_acc")
 
+    def _repr_html_(self) -> str:
+        record = {"network": type(self.model.net).__name__, **self.record}
+        return show_run(self.folder, record, read_json(self.folder / "report" / "metrics.json").get("accuracy"))
+
     def validate(self, **trainer_kwargs: Any) -> dict[str, float]:
         """Measure the validation images: their ``accuracy`` in [0, 1] and ``loss`` in nats.
 
@@ -130,6 +137,34 @@ class Run:
         from mnist_lightning.pictures.recognize import recognize  # here, since OpenCV takes a while to import
 
         return recognize(self.model.net, pictures)
+
+    def export(self, path: str | Path, *, logits: bool = False, quantize: bool = False) -> list[Any]:
+        """Write the network to one file of another format, and check it, as ``mnist_lightning.export.write`` does.
+
+        The validation images are compared, or the test images if nothing was validated.
+
+        Args:
+            path: The file: ``.onnx``, ``.safetensors``, ``.keras`` or ``.pt2``.
+            logits: Whether the file gives logits instead of probabilities.
+            quantize: Whether an ONNX file computes with 8-bit integers, calibrated on a thousand training images.
+
+        Returns:
+            A row of measurements for the network, and one for the file.
+
+        Raises:
+            InputError: If the format or the network cannot be written.
+            ExportError: If the file's probabilities differ by more than 1e-5; nothing is left behind.
+        """
+        from mnist_lightning.export.write import export  # here, since torch.export takes a while to import
+
+        self.data.prepare_data()
+        self.data.setup(None if quantize else "validate" if self.data.val_fraction else "test")
+        digits = self.data.val_set if self.data.val_fraction else self.data.test_set
+        assert digits is not None
+        given = {"data": type(self.data).__name__, "val_accuracy": self.best_val_acc, "versions": versions()}
+        texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+        chosen = self.data.train_set.arrays(slice(1000))[0] if quantize and self.data.train_set else None
+        return export(self.model.net, path, *digits.arrays(), logits=logits, metadata=texts, calibration=chosen)
 
     def _trainer(self, given: dict[str, Any], *callbacks: Callback, logs: bool = False) -> L.Trainer:
         step = self.record.get("global_step")
@@ -226,15 +261,16 @@ def load_run(
     log_dir: str | Path = LOG_DIR,
     tta: int = 0,
 ) -> Run:
-    """Load a run with its best checkpoint, or another one; or several runs as one, an ensemble.
+    """Load a run with its best checkpoint, or a file that ``export`` wrote; or several of these as one, an ensemble.
 
     A run folder is trusted: its ``config.yaml`` may name any class. A checkpoint file elsewhere is not: it is read as
     weights and plain values, and may name only networks of torch and of this package. Its results are
-    written to ``<log_dir>/<name>.results``.
+    written to ``<log_dir>/<name>.results``. An ``.onnx`` file is computed by ONNX Runtime.
 
     Args:
-        path: A run folder, a checkpoint file, or ``best`` or ``last`` of the newest run; by default the newest run. A
-            list of these makes an ensemble with the first one's data, and results in ``<log_dir>/<names>.results``.
+        path: A run folder, a checkpoint, ``.safetensors`` or ``.onnx`` file, or ``best`` or ``last`` of the newest run;
+            by default the newest run. A list of these makes an ensemble with the first one's data, and results in
+            ``<log_dir>/<names>.results``.
         net: The network, for a checkpoint that does not say which one it is for.
         data: The data; by default the run's own.
         log_dir: The folder of runs.
@@ -251,15 +287,20 @@ def load_run(
     file = find_checkpoint(path, "best", log_dir)
     config = config_of(file)
     folder = Path(log_dir) / f"{file.stem}.results" if config is None else file.parent.parent
-    checkpoint = read_checkpoint(file)
-    if net is None:
-        own = (config or {}).get("model")
-        settings = own.get("net") if isinstance(own, dict) else None
+    own = (config or {}).get("model")
+    settings = own.get("net") if isinstance(own, dict) else None
+    if file.suffix in (".keras", ".h5"):
+        raise InputError(f"{file} is a Keras file: make a run of it, python -m mnist_lightning import {file}")
+    checkpoint = None if file.suffix == ".onnx" else read_checkpoint(file)
+    if checkpoint is None:
+        net = read_foreign(file)
+    elif net is None:
         net = from_settings(settings or checkpoint["hyper_parameters"].get("net"), trusted=bool(settings))
         if not isinstance(net, nn.Module):
             raise InputError(f"{file} does not name its network: in Python, load_run(path, net=...)")
     model = DigitClassifier(net)
-    load_weights(model, checkpoint, file)
+    if checkpoint is not None:
+        load_weights(model, checkpoint, file)
     if tta:
         settings = ((config or {}).get("data") or {}).get("init_args") or {}
         augment = from_settings(settings.get("augmentation"), trusted=True)

@@ -1,0 +1,63 @@
+"""Export a run to every format: size, difference from torch, accuracy and speed on the test images.
+
+python benchmarks/formats.py RUN [RUN ...]
+"""
+
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from mnist_lightning import load_run
+from mnist_lightning.export.write import FORMATS, Row, export, read_back
+from mnist_lightning.models.classify import classify
+from mnist_lightning.report.text import text_table
+
+REPEATS = 200
+
+
+def one_image(net: nn.Module, image: NDArray[np.uint8]) -> float:
+    """Return the median seconds for one image."""
+    seconds = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        classify(net, image)
+        seconds.append(time.perf_counter() - start)
+    return median(seconds)
+
+
+def cells(row: Row, alone: float) -> list[str]:
+    accuracy = f"{row.accuracy:.2%}" if row.accuracy is not None else "-"
+    shares = f"{row.size / 1e6:.3f} MB", f"{row.difference:.1e}", f"{row.equal:,} of {row.images:,}", accuracy
+    return [row.name, *shares, f"{1e3 * alone:.2f} ms", f"{row.seconds:.2f} s"]
+
+
+def main() -> None:
+    for name in sys.argv[1:]:
+        run = load_run(name)
+        run.data.setup()
+        assert run.data.test_set is not None
+        assert run.data.train_set is not None
+        images, labels = run.data.test_set.arrays()
+        calibration = run.data.train_set.arrays(slice(1000))[0]
+        table = [["", "size", "largest difference", "equal digits", "accuracy", "one image", "10,000 images"]]
+        with TemporaryDirectory() as scratch:
+            for format, suffix in FORMATS.items():
+                file = Path(scratch) / f"{format}{suffix}"
+                torch_row, row = export(run.model.net, file, images, labels)
+                if len(table) == 1:
+                    table.append(cells(torch_row, one_image(run.model.net, images[:1])))
+                table.append(cells(row, one_image(read_back(file), images[:1])))
+            file = Path(scratch) / "int8.onnx"
+            row = export(run.model.net, file, images, labels, calibration=calibration)[-1]
+            table.append(cells(row, one_image(read_back(file), images[:1])))
+        print(f"{name}\n{text_table(table)}\n")
+
+
+if __name__ == "__main__":
+    main()

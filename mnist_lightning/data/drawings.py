@@ -1,0 +1,81 @@
+"""Digits that were drawn and kept: a folder of pictures for each label."""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mnist_lightning.data.base import DEFAULT_DATA_DIR, DigitDataModule, Split
+from mnist_lightning.errors import InputError
+from mnist_lightning.files import write_atomic
+
+
+def keep(folder: Path, image: NDArray[np.uint8], label: int) -> Path:
+    """Keep a drawing as ``<folder>/<label>/<hash>.png``, and under no other label; return the file.
+
+    Args:
+        folder: The folder of all drawings.
+        image: ``(28, 28)``, white on black.
+        label: The digit that it shows.
+    """
+    png = io.BytesIO()
+    Image.fromarray(image).save(png, "png")
+    name = f"{hashlib.sha256(image.tobytes()).hexdigest():.16}.png"
+    for earlier in folder.glob(f"[0-9]/{name}"):
+        earlier.unlink(missing_ok=True)
+    (folder / str(label)).mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / str(label) / name, png.getvalue())
+    return folder / str(label) / name
+
+
+class Drawings(DigitDataModule):
+    """Digits of your own, 28x28 pixels, white on black: those that were kept on the page of ``serve``.
+
+    Reads ``<data_dir>/Drawings/<label>/*.png``. Which are test images depends on their pixels alone, so that a drawing
+    stays on its side when others are added.
+
+    Args:
+        data_dir: Folder of the folder Drawings; MNIST_LIGHTNING_DATA sets the default.
+        test_share: Share of the drawings that are test images, in [0, 1]. With 1 the whole set can be tested, and
+            nothing be trained.
+        **kwargs: The arguments of every data module.
+
+    Raises:
+        InputError: If ``test_share`` is out of its range.
+    """
+
+    def __init__(self, data_dir: str = DEFAULT_DATA_DIR, test_share: float = 0.2, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 <= test_share <= 1:
+            raise InputError(f"test_share must be in [0, 1], got {test_share}")
+        self.data_dir, self.test_share = data_dir, test_share
+
+    def load(self, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Read one split: images ``(N, 28, 28)`` uint8 in 0-255, and their labels ``(N,)`` in 0-9.
+
+        Raises:
+            InputError: If there is none, or a file is not such a picture.
+        """
+        folder = Path(self.data_dir) / "Drawings"
+        images, labels = [], []
+        for file in sorted(folder.glob("[0-9]/*.png")):
+            try:
+                with Image.open(file, formats=["PNG"]) as picture:
+                    image = np.asarray(picture.convert("L"))
+            except OSError as error:
+                raise InputError(f"cannot read {file}: {error!s:.200}; remove it") from error
+            if image.shape != (28, 28):
+                raise InputError(f"expected 28 x 28 pixels in {file}, got {image.shape[1]} x {image.shape[0]}")
+            place = int.from_bytes(hashlib.sha256(image.tobytes()).digest()[-4:]) / 2**32  # uniform in [0, 1)
+            if (place < self.test_share) == (split == "test"):
+                images.append(image)
+                labels.append(int(file.parent.name))
+        if not images:
+            raise InputError(
+                f"no {split} images in {folder}: draw and keep some first, python -m mnist_lightning serve"
+            )
+        return np.stack(images), np.array(labels)

@@ -1,0 +1,1 @@
+"""Networks in other formats: ONNX, safetensors, torch.export and Keras files."""
