@@ -14,6 +14,11 @@ from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomic
 
 
+def name_of(image: NDArray[np.uint8]) -> str:
+    """Return the name of a drawing's file, which depends on its pixels alone."""
+    return f"{hashlib.sha256(image.tobytes()).hexdigest():.16}.png"
+
+
 def keep(folder: Path, image: NDArray[np.uint8], label: int) -> Path:
     """Keep a drawing as ``<folder>/<label>/<hash>.png``, and under no other label; return the file.
 
@@ -22,14 +27,14 @@ def keep(folder: Path, image: NDArray[np.uint8], label: int) -> Path:
         image: ``(28, 28)``, white on black.
         label: The digit that it shows.
     """
-    png = io.BytesIO()
+    png, file = io.BytesIO(), folder / str(label) / name_of(image)
     Image.fromarray(image).save(png, "png")
-    name = f"{hashlib.sha256(image.tobytes()).hexdigest():.16}.png"
-    for earlier in folder.glob(f"[0-9]/{name}"):
-        earlier.unlink(missing_ok=True)
-    (folder / str(label)).mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / str(label) / name, png.getvalue())
-    return folder / str(label) / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, png.getvalue())
+    for earlier in folder.glob(f"[0-9]/{file.name}"):
+        if earlier != file:
+            earlier.unlink(missing_ok=True)
+    return file
 
 
 class Drawings(DigitDataModule):

@@ -85,7 +85,7 @@ def read_picture(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> ND
     except InputError:
         raise
     except Image.DecompressionBombError as error:  # Pillow checks the size too
-        raise InputError(f"too large: more than {MAX_PIXELS:,} pixels") from error
+        raise InputError(f"too large: more than {max_pixels:,} pixels") from error
     except UnidentifiedImageError as error:
         raise InputError("not a PNG, JPEG, BMP, GIF, TIFF or WebP picture") from error
     except Exception as error:  # decoders raise errors of any type for damaged bytes

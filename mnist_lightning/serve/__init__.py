@@ -1,0 +1,1 @@
+"""A web server with a page to draw on: FastAPI and uvicorn."""

@@ -1,0 +1,323 @@
+"""The server's answers, and its limits."""
+
+import asyncio
+import hmac
+import json
+import os
+import time
+from base64 import b64decode
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from mnist_lightning import __version__
+from mnist_lightning.data.drawings import keep, name_of
+from mnist_lightning.errors import InputError, needs
+from mnist_lightning.models.classify import classify
+from mnist_lightning.pictures.judge import judge
+from mnist_lightning.pictures.prepare import Found, find_digits
+from mnist_lightning.pictures.read import read_picture
+from mnist_lightning.pictures.recognize import Reading, pixels_of, readings
+from mnist_lightning.report.html import png_base64
+from mnist_lightning.serve.batcher import Batcher
+
+with needs("serve"):
+    from fastapi import FastAPI, HTTPException, Request
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import HTMLResponse, JSONResponse, Response
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+    from pydantic import BaseModel, Field
+    from starlette.datastructures import UploadFile
+    from starlette.exceptions import HTTPException as StarletteHTTPException
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_REQUESTS = 64  # in progress; the next one is refused with 503
+MAX_BODY = 10_000_000  # bytes
+SHORT = 100_000  # bytes of JSON
+MAX_PIXELS = 16_000_000  # of a picture
+MAX_PICTURES = 20  # of a request
+MAX_DRAWINGS = 10_000  # kept
+SECONDS_TO_SEND = 10  # for a request's body
+SECONDS_TO_ANSWER = 30
+PATHS = ("/", "/docs", "/openapi.json", "/health", "/metrics", "/predict", "/drawings")
+RETRY = {"Retry-After": "1"}  # seconds
+CSP = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src 'self' data: blob:"
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": 'The request cannot be used: {"error": "what is wrong"}'},
+    503: {"description": "Too many requests are in progress: try again after Retry-After seconds"},
+}
+NUMBERS = {"type": "array", "items": {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}}
+PICTURES = {
+    "type": "object",
+    "properties": {"pictures": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+}
+CONTENT = {
+    "image/*": {"type": "string", "format": "binary"},
+    "multipart/form-data": PICTURES,
+    "application/json": {"type": "object", "properties": {"images": NUMBERS}},
+}
+ABOUT = """A picture as it is, several pictures as multipart/form-data, or images as JSON, white on black: in an image
+whose numbers are up to 1 they are shares of white, otherwise 0-255. For example:
+curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/predict"""
+BODY = {
+    "required": True,
+    "content": {kind: {"schema": schema} for kind, schema in CONTENT.items()},
+    "description": ABOUT,
+}
+PAGE_HEADERS = {"Content-Security-Policy": f"{CSP}; connect-src 'self'", "Referrer-Policy": "no-referrer"}
+
+
+class Digit(BaseModel):
+    """A digit that was found in a picture."""
+
+    digit: int
+    confidence: float
+    certain: bool
+    probabilities: list[float]
+    box: list[int] = Field(description="left, top, right, bottom in the picture's pixels")
+    line: int
+    number: int
+    pixels: str | None = Field(None, description="what the network saw, a 28x28 PNG in base64")
+
+
+class Picture(BaseModel):
+    """The digits of a picture in reading order."""
+
+    text: str = Field(description="its lines; a question mark follows a doubtful digit")
+    digits: list[Digit]
+
+
+class Answers(BaseModel):
+    """The answer to pictures, or to images as numbers."""
+
+    pictures: list[Picture] | None = None
+    digits: list[int] | None = None
+    confidences: list[float] | None = None
+    probabilities: list[list[float]] | None = None
+
+
+class Drawing(BaseModel):
+    """A drawing to keep."""
+
+    label: int = Field(ge=0, le=9)
+    pixels: str = Field(max_length=10_000, description="a 28x28 PNG in base64, as /predict?pixels=true gives it")
+
+
+class Gate:
+    """Let a bounded number of requests in, with the token, and count them.
+
+    Args:
+        app: The application behind it.
+        token: What ``Authorization: Bearer`` must give for everything but the pages; None for nothing.
+        registry: Where the measurements are kept.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None, registry: CollectorRegistry) -> None:
+        self.app, self.expected = app, f"Bearer {token}".encode() if token else None
+        self.requests = Counter("digits_requests", "Answered requests.", ["path", "status"], registry=registry)
+        self.seconds = Histogram("digits_request_seconds", "Seconds to answer.", registry=registry)
+        self.busy = Gauge("digits_requests_in_progress", "Requests in progress.", registry=registry)
+        self.number = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        start, status, path = time.perf_counter(), 500, scope["path"]
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        app = self.app
+        is_open = scope["method"] != "POST" and path != "/metrics"
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        if self.expected and not is_open and not hmac.compare_digest(given, self.expected):
+            app = refusal(401, "the token is missing or wrong: send Authorization: Bearer TOKEN")
+        elif scope["method"] == "POST" and self.number >= MAX_REQUESTS:
+            app = refusal(503, f"{MAX_REQUESTS} requests are in progress: try again later", RETRY)
+        self.number += 1
+        self.busy.set(self.number)
+        try:
+            await app(scope, bounded(receive), note)
+        finally:
+            self.number -= 1
+            self.busy.set(self.number)
+            self.requests.labels(path if path in PATHS else "other", status).inc()
+            if path == "/predict":
+                self.seconds.observe(time.perf_counter() - start)
+
+
+def refusal(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return the answer to a request that is refused."""
+    return JSONResponse({"error": message}, status, headers)
+
+
+def bounded(receive: Receive) -> Receive:
+    """Return what gives the parts of a request's body, which is bounded in bytes and seconds."""
+    size, end = 0, asyncio.get_running_loop().time() + SECONDS_TO_SEND
+
+    async def part() -> Message:
+        nonlocal size
+        try:
+            async with asyncio.timeout_at(end):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408, f"the body did not come within {SECONDS_TO_SEND} seconds") from None
+        if message["type"] == "http.disconnect":
+            raise HTTPException(400, "the body is not complete")  # nobody reads this: the client has left
+        size += len(message.get("body", b""))
+        if size > MAX_BODY:
+            raise HTTPException(413, f"the body must have at most {MAX_BODY:,} bytes")
+        return message
+
+    return part
+
+
+def kind_of(request: Request) -> str:
+    """Return the media type of a request's body, without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def files_of(request: Request, body: bytes) -> list[bytes]:
+    """Return the pictures in a multipart body, or the one that it is."""
+    if kind_of(request) != "multipart/form-data":
+        return [body]
+    try:
+        async with request.form(max_files=MAX_PICTURES, max_fields=MAX_PICTURES) as form:
+            pictures = [await file.read() for _, file in form.multi_items() if isinstance(file, UploadFile)]
+    except UnicodeError as error:  # of a character set that decodes nothing
+        raise InputError("the form cannot be decoded") from error
+    if not pictures:
+        raise InputError("the form has no file: curl -F pictures=@photo.jpg")
+    return pictures
+
+
+def find(pictures: list[bytes]) -> tuple[list[list[Found]], NDArray[np.float32]]:
+    """Return the digits found in pictures, and what the judge says of them ``(N, 11)``."""
+    found = [find_digits(read_picture(picture, MAX_PIXELS)) for picture in pictures]
+    return found, judge(pixels_of(found))
+
+
+def images_in(body: bytes) -> NDArray[np.float32]:
+    """Return the images ``(N, 28, 28)`` in [0, 1] of a JSON text: numbers up to 1 are shares of white, others 0-255."""
+    try:
+        content = json.loads(body)
+        images = np.array(content.get("images") if isinstance(content, dict) else content)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise InputError('expected JSON: {"images": [...]}, 28 rows of 28 numbers for each image') from error
+    is_right = images.dtype.kind in "iuf" and images.shape[-2:] == (28, 28) and images.ndim <= 3
+    if not is_right or not ((images >= 0) & (images <= 255)).all():
+        raise InputError(f"images must be (N, 28, 28) with numbers in 0-255, got {images.shape}")
+    images = images.reshape(-1, 28, 28).astype(np.float32)
+    is_share = images.max(axis=(1, 2), keepdims=True) <= 1
+    return np.where(is_share, images, images / 255)
+
+
+def described(reading: Reading, pixels: bool) -> dict[str, Any]:
+    """Return what the server says of a picture."""
+    digits = []
+    for digit in reading:
+        values = digit._asdict() | {"probabilities": digit.probabilities.tolist(), "pixels": None}
+        digits.append(values | ({"pixels": png_base64(digit.pixels)} if pixels else {}))
+    return {"text": reading.text, "digits": digits}
+
+
+def make_app(net: nn.Module, drawings: Path, token: str | None = None) -> FastAPI:
+    """Return the web application that answers with a network.
+
+    Args:
+        net: From ``(B, 1, 28, 28)`` in [0, 1] to logits ``(B, 10)``, on any device.
+        drawings: The folder for the drawings that users keep.
+        token: What a client must send as ``Authorization: Bearer``; None for nothing.
+    """
+    app = FastAPI(title="mnist_lightning", version=__version__, docs_url=None, redoc_url=None)
+    registry, batcher, readers = (
+        CollectorRegistry(),
+        Batcher(partial(classify, net)),
+        ThreadPoolExecutor(os.cpu_count()),
+    )
+    app.add_middleware(Gate, token=token, registry=registry)
+    found = Counter("digits_classified", "Digits that were classified.", registry=registry)
+    pages = {name: files(__package__).joinpath(f"{name}.html").read_text(encoding="utf-8") for name in ("page", "docs")}
+
+    @app.exception_handler(InputError)
+    async def _(request: Request, error: InputError) -> Response:
+        return refusal(422, str(error))
+
+    @app.exception_handler(StarletteHTTPException)
+    async def _(request: Request, error: StarletteHTTPException) -> Response:
+        return refusal(error.status_code, error.detail, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def _(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return refusal(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return HTMLResponse(pages["page"], headers=PAGE_HEADERS)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(pages["docs"], headers=PAGE_HEADERS)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Say that the server runs."""
+        return {"status": "ok", "network": type(net).__name__, "version": __version__}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Return measurements for Prometheus."""
+        return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
+
+    async def answer(request: Request, pixels: bool) -> dict[str, Any]:
+        body, loop = await request.body(), asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(SECONDS_TO_ANSWER):
+                if kind_of(request) == "application/json":
+                    is_short = len(body) <= SHORT  # for which another thread would take longer
+                    images = images_in(body) if is_short else await loop.run_in_executor(readers, images_in, body)
+                    rows = await batcher(images)
+                    names = {"digits": rows.argmax(axis=1), "confidences": rows.max(axis=1), "probabilities": rows}
+                    content: dict[str, Any] = {name: values.tolist() for name, values in names.items()}
+                else:
+                    lists, opinions = await loop.run_in_executor(readers, find, await files_of(request, body))
+                    rows = await batcher((pixels_of(lists) / 255).astype(np.float32))
+                    read = readings(lists, rows, opinions)
+                    content = {"pictures": [described(reading, pixels) for reading in read]}
+        except TimeoutError:
+            raise HTTPException(503, f"no answer within {SECONDS_TO_ANSWER} seconds", RETRY) from None
+        found.inc(len(rows))
+        return content
+
+    @app.post("/predict", response_model=Answers, openapi_extra={"requestBody": BODY}, responses=REFUSALS)
+    async def predict(request: Request, pixels: bool = False) -> Response:
+        """Read the digits in pictures, or classify 28x28 images."""
+        return JSONResponse(await answer(request, pixels))
+
+    @app.post("/drawings", responses=REFUSALS)
+    async def drawing(drawing: Drawing) -> dict[str, Any]:
+        """Keep a drawing with its label, in the server's folder of drawings."""
+        try:
+            image = read_picture(b64decode(drawing.pixels, validate=True), 28 * 28)
+        except ValueError as error:
+            raise HTTPException(422, f"pixels must be a 28x28 PNG in base64: {error}") from error
+        if image.shape != (28, 28):
+            raise HTTPException(422, f"pixels must be 28x28 and grey, got {image.shape}")
+        kept = sum(1 for _ in drawings.glob("[0-9]/*.png"))
+        if kept >= MAX_DRAWINGS and not any(drawings.glob(f"[0-9]/{name_of(image)}")):
+            raise HTTPException(422, f"{drawings} has {kept:,} drawings already: move some away")
+        keep(drawings, image, drawing.label)
+        return {"kept": sum(1 for _ in drawings.glob("[0-9]/*.png")), "folder": str(drawings)}
+
+    return app

@@ -1,0 +1,325 @@
+"""The server answers as the library does; bad requests, slow clients and too many of them are refused in one line."""
+
+import asyncio
+import base64
+import io
+import json
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+import uvicorn
+from fastapi import FastAPI
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from mnist_lightning import MLP
+from mnist_lightning.data.drawings import Drawings
+from mnist_lightning.models.classify import classify
+from mnist_lightning.pictures.recognize import recognize
+from mnist_lightning.serve import app as module
+from mnist_lightning.serve import server
+from mnist_lightning.serve.app import make_app
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (50, 28, 28), np.uint8)
+IMAGE = json.dumps(IMAGES[0].tolist()).encode()
+PAGE = np.full((120, 300), 255, np.uint8)
+for number, digit in enumerate(load_digits().images[[3, 14, 27, 36]]):
+    PAGE[28:92, 20 + 65 * number : 84 + 65 * number] -= (digit * 15.9).astype(np.uint8).repeat(8, 0).repeat(8, 1)
+REQUEST = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n%s\r\n\r\n"
+NUMBERS, FORM = "application/json", "multipart/form-data; boundary=x"
+
+
+def saved(picture: Any, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, kind)
+    return file.getvalue()
+
+
+def form(*pictures: bytes) -> bytes:
+    head = b'--x\r\nContent-Disposition: form-data; name="pictures"; filename="a.png"\r\n\r\n'
+    return b"".join(head + picture + b"\r\n" for picture in pictures) + b"--x--\r\n"
+
+
+PNG, JPEG, BOMB = saved(PAGE), saved(PAGE, "JPEG"), bytearray(saved(PAGE))
+BOMB[16:24] = struct.pack(">II", 30_000, 30_000)
+BOMB[29:33] = struct.pack(">I", zlib.crc32(BOMB[12:29]))
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return MLP([8])
+
+
+@pytest.fixture(scope="module")
+def app(net: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+    return make_app(net, tmp_path_factory.mktemp("data") / "Drawings")
+
+
+def link(app: FastAPI) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")
+
+
+def ask(app: FastAPI, path: str = "/predict", body: Any = None, kind: Any = NUMBERS, **headers: str) -> httpx.Response:
+    async def asked() -> httpx.Response:
+        async with link(app) as client:
+            method = "GET" if body is None else "POST"
+            return await client.request(method, path, content=body, headers={"Content-Type": kind, **headers})
+
+    return asyncio.run(asked())
+
+
+def refused(answer: httpx.Response) -> int:
+    """Return the status of an answer that refuses in one line."""
+    assert list(answer.json()) == ["error"]
+    assert answer.json()["error"].isprintable()
+    return answer.status_code
+
+
+def test_images_as_numbers(app: FastAPI, net: nn.Module) -> None:
+    shares, rows = IMAGES / 255, classify(net, IMAGES)
+    for sent in ({"images": IMAGES.tolist()}, shares.tolist(), [*IMAGES[:9].tolist(), *shares[9:].tolist()]):
+        answer = ask(app, body=json.dumps(sent)).json()
+        assert answer["digits"] == rows.argmax(axis=1).tolist()
+        np.testing.assert_allclose(answer["probabilities"], rows, atol=1e-6)
+        np.testing.assert_allclose(answer["confidences"], rows.max(axis=1), atol=1e-6)
+    assert ask(app, body=IMAGE).json()["digits"] == [rows[0].argmax()]
+
+
+def test_pictures(app: FastAPI, net: nn.Module) -> None:
+    pictures = [PAGE, PAGE[:, :150]]
+    readings, bodies, path = recognize(net, pictures), list(map(saved, pictures)), "/predict?pixels=true"
+    answers = ask(app, path, form(*bodies), FORM).json()["pictures"]
+    assert [len(answer["digits"]) for answer in answers] == [4, 2]
+    assert ask(app, path, PNG, "image/png").json()["pictures"] == answers[:1]
+    for reading, answer in zip(readings, answers, strict=True):
+        assert answer["text"] == reading.text
+        for digit, said in zip(reading, answer["digits"], strict=True):
+            assert all(said[name] == getattr(digit, name) for name in ("digit", "certain", "line", "number"))
+            assert tuple(said["box"]) == digit.box
+            np.testing.assert_allclose(said["probabilities"], digit.probabilities, atol=1e-6)
+            seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(said["pixels"]))))
+            np.testing.assert_array_equal(seen, digit.pixels)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status"),
+    [
+        *(("image/png", body, 422) for body in (PNG[:200], JPEG[:900], bytes(BOMB), b"", b"[[0]]")),
+        *((NUMBERS, body, 422) for body in (b"", PNG, b"\xff", b"null", b"[[[NaN]]]", b"[" * 100_000, b"9" * 5000)),
+        *((NUMBERS, json.dumps([[[x] * 28] * 28]), 422) for x in (-1, 256, 1e300, 10**400, "1", True, None, [0])),
+        *((NUMBERS, json.dumps({"images": x}), 422) for x in ([], {}, "x", [[0] * 28] * 27 + [[0]], [[[0]]])),
+        *((FORM, form(*[PNG] * pictures), status) for pictures, status in ((0, 422), (20, 200), (21, 400))),
+        *((f"{FORM}; charset={name}", form(PNG), status) for name, status in (("none", 200), ("undefined", 422))),
+        (FORM, form(PNG[:100]), 422),
+        ("multipart/form-data", PNG, 400),
+        ("Application/JSON; charset=utf-8", IMAGE, 200),
+    ],
+)
+def test_bodies(kind: str, body: bytes, status: int, app: FastAPI) -> None:
+    answer = ask(app, body=body, kind=kind)
+    assert answer.status_code == status
+    assert status == 200 or refused(answer)
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+TREES = st.recursive(VALUES, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=3), inner))
+NEARLY = st.fixed_dictionaries(
+    {}, optional={"images": TREES, "label": TREES, "pixels": TREES | st.just("iVBORw0KGgo=")}
+)
+BODIES = st.binary() | (TREES | NEARLY).map(lambda tree: json.dumps(tree).encode()) | st.sampled_from([PNG, JPEG])
+KINDS = [NUMBERS, "application/json; charset=utf-16", "image/png", "", FORM, f"{FORM}; charset=idna"]
+
+
+@given(
+    body=BODIES | st.lists(BODIES, max_size=3).map(lambda bodies: form(*bodies)),
+    changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=3),
+    kind=st.sampled_from(KINDS) | st.text(st.characters(codec="latin-1", min_codepoint=32)),
+    path=st.sampled_from(["/predict", "/predict?pixels=1", "/predict?pixels=x", "/drawings"]),
+)
+def test_any_body(body: bytes, changes: list[tuple[int, int]], kind: str, path: str, app: FastAPI) -> None:
+    damaged = bytearray(body)
+    for place, value in changes if body else []:
+        damaged[place % len(body)] = value
+    answer = ask(app, path, bytes(damaged), kind.encode("latin-1"))
+    assert answer.status_code == 200 or 400 <= refused(answer) < 500
+
+
+@contextmanager
+def connected(net: nn.Module, folder: Path) -> Iterator[tuple[uvicorn.Server, socket.socket]]:
+    """Serve in another thread; yield the server and a connection to it that takes little at once."""
+    config = uvicorn.Config(make_app(net, folder), http=server.Protocol, log_level="error", timeout_graceful_shutdown=1)
+    running = uvicorn.Server(config)
+    with server.listen("127.0.0.1", 0) as opened, socket.socket() as mine:
+        mine.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        mine.settimeout(60)
+        thread = threading.Thread(target=running.run, args=([opened],))
+        thread.start()
+        try:
+            mine.connect(opened.getsockname())
+            yield running, mine
+        finally:
+            running.should_exit = True
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        *((REQUEST % (path, b"Content-Length: 2000") + bytes(1500), b"413") for path in (b"/predict", b"/drawings")),
+        (REQUEST % (b"/predict", b"Transfer-Encoding: chunked") + (b"3e8\r\n%s\r\n" % bytes(1000)) * 2, b"413"),
+        *((REQUEST % (path, b"Content-Length: 50") + b"{", b"408") for path in (b"/predict", b"/drawings")),
+        (REQUEST % (b"/predict", b"Transfer-Encoding: chunked"), b"408"),
+        (REQUEST % (b"/predict", b"X: a body without a length has no bytes"), b"422"),
+        (REQUEST % (b"/predict", b"Content-Length: 1") + bytes(100), b"400"),
+        (REQUEST % (b"/predict", b"Content-Length: 1\r\nContent-Length: 2"), b"400"),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n", b"200"),
+        (b"GET /health HTTP/1.1\r\nHost: ", None),
+        (b"", None),
+    ],
+)
+def test_a_client_that_stalls(
+    sent: bytes, status: bytes | None, net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_BODY", 1000)
+    monkeypatch.setattr(module, "SECONDS_TO_SEND", 0.5)
+    monkeypatch.setattr(server, "SECONDS_TO_ASK", 0.5)
+    with connected(net, tmp_path) as (_, mine):
+        mine.sendall(sent)
+        answer = b"".join(iter(lambda: mine.recv(65536), b""))  # until the server closes
+    assert answer.split(b" ")[1:2] == ([status] if status else [])
+
+
+def test_a_client_that_takes_no_answer(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SECONDS_TO_ASK", "SECONDS_TO_TAKE"):
+        monkeypatch.setattr(server, name, 0.5)
+    body = json.dumps(np.zeros((4000, 28, 28), int).tolist(), separators=(",", ":")).encode()
+    with connected(net, tmp_path) as (running, mine):
+        with pytest.raises(ConnectionError):  # noqa: PT012  the server gives up
+            while True:
+                mine.sendall(REQUEST % (b"/predict", b"Content-Length: %d" % len(body)) + body)
+        while running.server_state.connections or running.server_state.tasks:
+            pass
+
+
+class Counting(nn.Module):
+    """A network that notes its batches, and waits until it is let through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.sizes, self.opened = MLP([8]), list[int](), threading.Event()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.sizes.append(len(images))
+        assert self.opened.wait(60)
+        return self.net(images)
+
+
+def test_many_at_once_and_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_REQUESTS", 50)
+    net = Counting()
+
+    async def asked() -> list[list[int]]:
+        async with link(make_app(net, tmp_path)) as client:
+            requests = [asyncio.create_task(client.post("/predict", json=image.tolist())) for image in IMAGES]
+            while not net.sizes or "in_progress 51.0" not in (await client.get("/metrics")).text:
+                await asyncio.sleep(0.001)
+            another = await client.post("/predict", json=IMAGES[0].tolist())
+            assert refused(another) == 503
+            assert another.headers["Retry-After"] == "1"
+            net.opened.set()
+            return [answer.json()["digits"] for answer in await asyncio.gather(*requests)]
+
+    answers = asyncio.run(asked())
+    assert len(net.sizes) < 50 == sum(net.sizes)
+    assert answers == classify(net, IMAGES).argmax(axis=1)[:, None].tolist()
+
+
+def test_token(net: nn.Module, tmp_path: Path) -> None:
+    app = make_app(net, tmp_path, "a b")
+    for headers, status in (({}, 401), ({"Authorization": "Bearer a"}, 401), ({"Authorization": "Bearer a b"}, 200)):
+        assert ask(app, "/predict", PNG, "image/png", **headers).status_code == status
+        assert ask(app, "/metrics", **headers).status_code == status
+        assert [ask(app, path, **headers).status_code for path in ("/", "/docs", "/health")] == [200] * 3
+
+
+def test_drawings(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_DRAWINGS", 50)
+    app, data = make_app(net, tmp_path / "Drawings"), Drawings(str(tmp_path), test_share=0.3)
+
+    def keep(image: np.ndarray, label: object) -> httpx.Response:
+        content = {"label": label, "pixels": base64.b64encode(saved(image)).decode()}
+        return ask(app, "/drawings", json.dumps(content))
+
+    earlier: set[bytes] = set()
+    for number, image in enumerate(IMAGES):
+        assert keep(image, 9 - number % 10).json()["kept"] == number + 1
+        assert keep(image, number % 10).json()["kept"] == number + 1  # the second label counts
+        earlier = earlier or ({each.tobytes() for each in data.load("test")[0]} if number == 40 else set())
+    for image, label in ((255 - IMAGES[0], 1), (IMAGES[0], 10), (IMAGES[0], "x"), (IMAGES[0, 1:], 1), (PAGE, 1)):
+        assert refused(keep(image, label)) == 422  # the first, since there are 50
+    read = [zip(*data.load(split), strict=True) for split in ("train", "test")]
+    train, test = ({image.tobytes(): label for image, label in pairs} for pairs in read)
+    assert train | test == {image.tobytes(): number % 10 for number, image in enumerate(IMAGES)}
+    assert earlier <= set(test)
+    assert set(test).isdisjoint(train)
+
+
+PROGRAM = """import signal, time; from pathlib import Path; from torch import nn; from mnist_lightning import MLP
+from mnist_lightning.serve.server import serve
+class Slow(nn.Module):
+    def __init__(self): super().__init__(); self.net, self.images = MLP([8]), 0
+    def forward(self, images): time.sleep(0.01); self.images += len(images); return self.net(images)
+signal.signal(signal.SIGTERM, lambda *_: None); net = Slow()
+serve(net, Path("Drawings"), "127.0.0.1", 0, None); print(net.images)"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("folder")
+def test_stopped_under_load() -> None:
+    counts = dict.fromkeys(("answered", "torn", "refused"), 0)
+
+    async def client(port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            while True:
+                head = b""
+                writer.write(REQUEST % (b"/predict", b"Content-Length: %d" % len(IMAGE)) + IMAGE)
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200 ")
+                await reader.readexactly(int(re.search(rb"content-length: (\d+)", head)[1]))
+                counts["answered"] += 1
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            counts["torn" if head or getattr(error, "partial", b"") else "refused"] += 1
+        writer.close()
+
+    async def stop(process: subprocess.Popen, port: int) -> None:
+        clients = [asyncio.create_task(client(port)) for _ in range(40)]
+        while counts["answered"] < 400:
+            await asyncio.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        await asyncio.gather(*clients)
+
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as process:
+        asyncio.run(stop(process, int(re.search(r":(\d+)/", process.stdout.readline())[1])))
+        printed = process.stdout.read()
+    assert process.returncode == 0
+    assert counts["torn"] == 0
+    assert int(printed) == counts["answered"] >= 400  # whatever the network saw was answered
