@@ -3,7 +3,7 @@
 python benchmarks/formats.py RUN [RUN ...]
 """
 
-import sys
+import argparse
 import time
 from pathlib import Path
 from statistics import median
@@ -38,7 +38,9 @@ def cells(row: Row, alone: float) -> list[str]:
 
 
 def main() -> None:
-    for name in sys.argv[1:]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    for name in parser.parse_args().runs:
         run = load_run(name)
         run.data.setup()
         assert run.data.test_set is not None
@@ -47,8 +49,8 @@ def main() -> None:
         calibration = run.data.train_set.arrays(slice(1000))[0]
         table = [["", "size", "largest difference", "equal digits", "accuracy", "one image", "10,000 images"]]
         with TemporaryDirectory() as scratch:
-            for format, suffix in FORMATS.items():
-                file = Path(scratch) / f"{format}{suffix}"
+            for suffix in FORMATS.values():
+                file = Path(scratch) / f"model{suffix}"
                 torch_row, row = export(run.model.net, file, images, labels)
                 if len(table) == 1:
                     table.append(cells(torch_row, one_image(run.model.net, images[:1])))

@@ -102,13 +102,15 @@ def test_what_a_file_says_of_itself(run: Run) -> None:
 
 def test_back_in(run: Run) -> None:
     """A file gives the run's results, and one of weights is a start for another training."""
-    wanted, accuracy = run.predict(IMAGES).probabilities, run.test(accelerator="cpu")["accuracy"]
+    wanted, (images, labels) = run.predict(IMAGES).probabilities, UCIDigits().load("test")
+    accuracy = (run.predict(images).digits == labels).mean()
     for file in ("m.onnx", "m.safetensors"):
         run.export(file)
         loaded = load_run(file, data=UCIDigits())
         np.testing.assert_allclose(loaded.predict(IMAGES).probabilities, wanted, atol=1e-5)
-        assert loaded.test(accelerator="cpu")["accuracy"] == accuracy
-        assert (loaded.folder / "report" / "index.html").exists()
+        assert loaded.validate(accelerator="cpu")["accuracy"] == pytest.approx(run.best_val_acc)
+    assert load_run("m.onnx", data=UCIDigits()).test(accelerator="cpu")["accuracy"] == pytest.approx(accuracy)
+    assert Path("lightning_logs/m.results/report/index.html").exists()
     both = load_run(["m.onnx", "m.safetensors"], data=UCIDigits())
     np.testing.assert_allclose(both.predict(IMAGES).probabilities, wanted, atol=1e-5)
     net = MLP([16])

@@ -16,7 +16,7 @@ from test_resume import assert_same
 from mnist_lightning import UCIDigits
 from mnist_lightning.cli import main
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="the launcher is a bash script")]
+pytestmark = [pytest.mark.long, pytest.mark.skipif(os.name == "nt", reason="the launcher is a bash script")]
 LAUNCHER = ROOT / "configs/cluster/torchrun.sh"
 
 

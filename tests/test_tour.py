@@ -18,7 +18,7 @@ def test_the_tour_has_no_outputs() -> None:
     assert [cell.id for cell in cells if cell.outputs or cell.execution_count] == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
@@ -36,4 +36,4 @@ def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert printed["contrast"].count("chance") == 2
     assert printed["export"].count("287 of 287") == 2
     assert shown["load"][0]["text/plain"].endswith("True)")
-    assert files_in(tmp_path) - {"tmp/.ses"} == {"tour.ipynb"}  # the other one is ONNX Runtime's
+    assert files_in(tmp_path) == {"tour.ipynb"}
