@@ -22,7 +22,7 @@ def needs(extra: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise InputError(f"this needs {error.name}: pip install -e '.[{extra}]'") from error
+        raise InputError(f"this needs {error.name or error}: pip install -e '.[{extra}]'") from error
 
 
 def printable(text: str) -> str:

@@ -71,7 +71,11 @@ def from_settings(settings: Any, trusted: bool = False) -> Any:
     Raises:
         InputError: If a class is missing or not trusted, or refuses its arguments.
     """
-    if isinstance(settings, list):
+    if (
+        isinstance(settings, list)
+        and settings
+        and all(isinstance(each, dict) and "class_path" in each for each in settings)
+    ):
         return [from_settings(each, trusted) for each in settings]
     if not isinstance(settings, dict) or "class_path" not in settings:
         return settings

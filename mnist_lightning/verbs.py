@@ -211,7 +211,7 @@ def _export(args: Sequence[str]) -> int:
     flags |= {"format": {"type": Literal[*write.FORMATS] | None}, "output": {"type": str | None}}
     run, _, parsed = load("export", args, **flags)
     suffix = write.FORMATS[parsed.format or "onnx"]
-    path = Path(parsed.output or run.folder / f"model{suffix}")
+    path = Path(parsed.output or run.folder / f"{run.folder.name}{suffix}")
     if parsed.format and path.suffix != suffix:
         raise InputError(f"--output must end in {suffix} for --format {parsed.format}, got {path}")
     try:
@@ -244,6 +244,8 @@ def _serve(args: Sequence[str]) -> None:
 
     files = checkpoints(own.ckpt_path, Path(LOG_DIR))
     run = load_run(files if len(files) > 1 else files[0], tta=own.tta)
+    if own.accelerator == "gpu" and not torch.cuda.is_available():
+        raise InputError("--accelerator gpu: torch finds no GPU; use cpu or auto")
     uses_gpu = own.accelerator == "gpu" or (own.accelerator == "auto" and torch.cuda.is_available())
     serve(run.model.net.to("cuda" if uses_gpu else "cpu"), Path(own.drawings), own.host, own.port, own.token)
 

@@ -93,7 +93,8 @@ def test_what_a_file_says_of_itself(run: Run) -> None:
         "init_args": {"hidden_sizes": [16], "dropout": 0.2, "activation": "ReLU", "batch_norm": False},
     }
     assert (texts["data"], texts["output"]) == ("UCIDigits", "logits")
-    assert float(texts["val_accuracy"]) == run.best_val_acc
+    assert float(texts["accuracy"]) == rows[0].accuracy == pytest.approx(run.best_val_acc)
+    assert texts["accuracy_on"] == "287 validation images of UCIDigits"
     assert json.loads(texts["versions"])["torch"] == torch.__version__.partition("+")[0]
     assert texts["images"].startswith("float32 (N, 1, 28, 28) in [0, 1], a white digit on black")
     (logits,) = onnxruntime.InferenceSession("m.onnx").run(["logits"], {"images": FLOATS})

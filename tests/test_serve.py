@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import re
@@ -13,7 +14,6 @@ import sys
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 import uvicorn
+from conftest import attempt
 from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +31,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from mnist_lightning import MLP
-from mnist_lightning.data.drawings import Drawings
+from mnist_lightning.data.drawings import Drawings, keep
 from mnist_lightning.models.classify import classify
 from mnist_lightning.pictures.recognize import recognize
 from mnist_lightning.serve import app as module
@@ -124,8 +125,10 @@ def test_pictures(app: FastAPI, net: nn.Module) -> None:
     [
         *(("image/png", body, 422) for body in (PNG[:200], JPEG[:900], bytes(BOMB), b"", b"[[0]]")),
         *((NUMBERS, body, 422) for body in (b"", PNG, b"\xff", b"null", b"[[[NaN]]]", b"[" * 100_000, b"9" * 5000)),
-        *((NUMBERS, json.dumps([[[x] * 28] * 28]), 422) for x in (-1, 256, 1e300, 10**400, "1", True, None, [0])),
+        *((NUMBERS, json.dumps([[[x] * 28] * 28]), 422) for x in (-1, 256, 1e300, 10**400, "a", None, [0])),
         *((NUMBERS, json.dumps({"images": x}), 422) for x in ([], {}, "x", [[0] * 28] * 27 + [[0]], [[[0]]])),
+        (NUMBERS, json.dumps(["A" * 50_000, *"x" * 9_900]), 422),  # as NumPy's strings 2 GB
+        ("image/jpeg", JPEG.replace(b"\xff\xda", b"\xff\xda" * 200), 422),
         *((FORM, form(*[PNG] * pictures), status) for pictures, status in ((0, 422), (20, 200), (21, 400))),
         *((f"{FORM}; charset={name}", form(PNG), status) for name, status in (("none", 200), ("undefined", 422))),
         (FORM, form(PNG[:100]), 422),
@@ -162,7 +165,7 @@ def test_any_body(body: bytes, changes: list[tuple[int, int]], kind: str, path: 
     assert answer.status_code == 200 or 400 <= refused(answer) < 500
 
 
-@contextmanager
+@contextlib.contextmanager
 def connected(net: nn.Module, folder: Path) -> Iterator[tuple[uvicorn.Server, socket.socket]]:
     """Serve in another thread; yield the server and a connection to it that takes little at once."""
     config = uvicorn.Config(make_app(net, folder), http=server.Protocol, log_level="error", timeout_graceful_shutdown=1)
@@ -200,16 +203,29 @@ def test_a_client_that_stalls(
 ) -> None:
     monkeypatch.setattr(module, "MAX_BODY", 1000)
     monkeypatch.setattr(module, "SECONDS_TO_SEND", 0.5)
-    monkeypatch.setattr(server, "SECONDS_TO_ASK", 0.5)
+    monkeypatch.setattr(server, "SECONDS_TO_WAIT", 0.5)
+    monkeypatch.setattr(server, "MAX_HEAD", 3000)
     with connected(net, tmp_path) as (_, mine):
         mine.sendall(sent)
         answer = b"".join(iter(lambda: mine.recv(65536), b""))  # until the server closes
     assert answer.split(b" ")[1:2] == ([status] if status else [])
 
 
+def test_headers_without_an_end(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_HEAD", 3000)
+    with connected(net, tmp_path) as (_, mine):
+        mine.sendall(b"GET /health HTTP/1.1\r\n" + b"X-A: aaaaaaaa\r\n" * 300)
+        with contextlib.suppress(ConnectionError):
+            assert mine.recv(100) == b""
+
+
+def test_other_websites_are_refused(app: FastAPI) -> None:
+    assert refused(ask(app, body=IMAGE, **{"Sec-Fetch-Site": "cross-site"})) == 403
+    assert ask(app, body=IMAGE, **{"Sec-Fetch-Site": "same-origin"}).status_code == 200
+
+
 def test_a_client_that_takes_no_answer(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SECONDS_TO_ASK", "SECONDS_TO_TAKE"):
-        monkeypatch.setattr(server, name, 0.5)
+    monkeypatch.setattr(server, "SECONDS_TO_WAIT", 0.5)
     body = json.dumps(np.zeros((4000, 28, 28), int).tolist(), separators=(",", ":")).encode()
     with connected(net, tmp_path) as (running, mine):
         with pytest.raises(ConnectionError):  # noqa: PT012  the server gives up
@@ -323,3 +339,13 @@ def test_stopped_under_load() -> None:
     assert process.returncode == 0
     assert counts["torn"] == 0
     assert int(printed) == counts["answered"] >= 400  # whatever the network saw was answered
+
+
+@given(place=st.integers(8, 200), byte=st.integers(0, 255))
+def test_a_damaged_drawing(place: int, byte: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("data")
+    file = keep(folder / "Drawings", IMAGES[0], 3)
+    content = bytearray(file.read_bytes())
+    content[place] = byte
+    file.write_bytes(content)
+    attempt(Drawings(str(folder), test_share=0).load, "train")

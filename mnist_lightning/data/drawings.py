@@ -67,11 +67,12 @@ class Drawings(DigitDataModule):
         """
         folder = Path(self.data_dir) / "Drawings"
         images, labels = [], []
-        for file in sorted(folder.glob("[0-9]/*.png")):
+        files = sorted(file for file in folder.glob("[0-9]/*.png") if file.is_file())
+        for file in files:
             try:
                 with Image.open(file, formats=["PNG"]) as picture:
                     image = np.asarray(picture.convert("L"))
-            except OSError as error:
+            except Exception as error:  # damaged bytes raise errors of any type
                 raise InputError(f"cannot read {file}: {error!s:.200}; remove it") from error
             if image.shape != (28, 28):
                 raise InputError(f"expected 28 x 28 pixels in {file}, got {image.shape[1]} x {image.shape[0]}")
@@ -80,7 +81,6 @@ class Drawings(DigitDataModule):
                 images.append(image)
                 labels.append(int(file.parent.name))
         if not images:
-            raise InputError(
-                f"no {split} images in {folder}: draw and keep some first, python -m mnist_lightning serve"
-            )
+            hint = f"all {len(files)} are on the other side of test_share {self.test_share}" if files else "it has none"
+            raise InputError(f"no {split} images in {folder}: {hint}; keep more, python -m mnist_lightning serve")
         return np.stack(images), np.array(labels)

@@ -72,7 +72,10 @@ def to_keras(net: nn.Module, logits: bool = False) -> Any:
     """
     parts = [part for part in net.modules() if isinstance(part, nn.Sequential) and len(part)]
     shape = (28, 28) if all(isinstance(part[0], nn.Flatten) for part in parts) else (28, 28, 1)
-    return _to_model(deepcopy(net).cpu().float().eval(), shape, logits)
+    net = deepcopy(net).cpu().float().eval()
+    model = _to_model(net, shape, logits)
+    _compare(model, net, logits)
+    return model
 
 
 def _to_model(net: nn.Module, shape: tuple[int, ...], logits: bool) -> Any:
@@ -251,7 +254,7 @@ def _compare(model: Any, net: nn.Module, logits: bool) -> None:
     wanted = answers.softmax(dim=1) if logits else answers
     difference = np.abs(classify(net, images) - wanted.numpy()).max()
     if not difference < TOLERANCE:
-        raise InputError(f"a setting of a layer has no counterpart in torch: probabilities differ by {difference:.2g}")
+        raise InputError(f"a setting of a layer has no counterpart: probabilities differ by {difference:.2g}")
 
 
 def _load(path: Path) -> Any:

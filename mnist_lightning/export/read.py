@@ -1,6 +1,5 @@
 """Networks in files of other formats, as ``nn.Module``s that give logits."""
 
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +78,6 @@ def read_foreign(path: Path) -> Foreign:
     Raises:
         InputError: If the runtime is not installed or refuses the file.
     """
-    logging.getLogger("torch.export").setLevel(logging.ERROR)
     try:
         return Foreign(RUNTIMES[path.suffix](path))
     except InputError:

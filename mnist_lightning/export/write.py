@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mnist_lightning.classifier import DigitClassifier, load_weights, read_checkpoint
 from mnist_lightning.errors import InputError, needs
-from mnist_lightning.export.read import import_onnxruntime, read_foreign
+from mnist_lightning.export.read import Foreign, import_onnxruntime, read_foreign
 from mnist_lightning.models.classify import classify
 from mnist_lightning.models.ensemble import TestTimeAugmentation
 from mnist_lightning.report.text import text_table
@@ -70,7 +70,7 @@ def export(
     labels: NDArray[np.int64] | None = None,
     *,
     logits: bool = False,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     calibration: NDArray[np.uint8] | None = None,
 ) -> list[Row]:
     """Write a network to one file, load the file in its own runtime, and compare all probabilities.
@@ -81,7 +81,7 @@ def export(
         images: Images to compare, ``(N, 28, 28)`` uint8.
         labels: Their labels ``(N,)``, for the accuracy.
         logits: Whether the file gives logits instead of probabilities; a safetensors file has weights only.
-        metadata: Texts to keep in the file.
+        metadata: Texts to keep in the file, besides the network, its accuracy and how to prepare an image.
         calibration: Training images, uint8 ``(N, 28, 28)``: an ONNX file then computes with 8-bit integers.
 
     Returns:
@@ -98,24 +98,31 @@ def export(
     if any(isinstance(part, TestTimeAugmentation) for part in net.modules()):
         raise InputError("random views (tta) cannot be exported: export the network without them")
     net = deepcopy(net).to("cpu", torch.float32, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    if any(isinstance(part, Foreign) for part in net.modules()):
+        raise InputError(
+            "a network that ONNX Runtime computes cannot be exported again: export the run that it came from"
+        )
     described = {"network": json.dumps(to_settings(net) or type(net).__name__), "images": IMAGES}
-    texts = described | {"output": "logits" if logits else "probabilities"} | dict(metadata or {})
+    described["output"] = "logits" if logits else "probabilities"
     wanted, seconds = _timed(net, images)
     size = sum(value.nbytes for value in net.state_dict().values())
     rows = [_row("network in torch", size, seconds, wanted, wanted, labels)]
+    texts = {
+        name: str(text) for name, text in (described | {"accuracy": rows[0].accuracy} | dict(metadata or {})).items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.parent, prefix=".export") as scratch:  # beside the file, so that it can be moved
         file = Path(scratch) / path.name
         try:
             WRITERS[path.suffix](net, file, logits, texts)
+            files = {path.name: file}
+            if calibration is not None:
+                files = {f"{path.stem} in float32": file, path.name: _quantized(file, calibration, texts)}
         except (InputError, OSError):
             raise
         except Exception as error:  # each format has its own errors
             reason = " ".join(str(error).split())
             raise InputError(f"cannot write {type(net).__name__} as {path.suffix}: {reason:.200}") from error
-        files = {path.name: file}
-        if calibration is not None:
-            files = {f"{path.stem} in float32": file, path.name: _quantized(file, calibration, texts)}
         for name, each in files.items():
             answers, seconds = _timed(read_back(each), images)
             rows.append(_row(name, each.stat().st_size, seconds, answers, wanted, labels))
@@ -167,7 +174,7 @@ def _write_safetensors(net: nn.Module, file: Path, logits: bool, texts: dict[str
         from safetensors.torch import save_file
     if not isinstance(json.loads(texts["network"]), dict):
         raise InputError(f"{type(net).__name__} cannot be described: keep its arguments in attributes of the same name")
-    save_file(net.state_dict(), file, texts)
+    save_file(net.state_dict(), file, {name: text for name, text in texts.items() if name != "output"})
 
 
 def _write_torch_export(net: nn.Module, file: Path, logits: bool, texts: dict[str, str]) -> None:

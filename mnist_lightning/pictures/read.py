@@ -19,6 +19,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 WHITES = (1, 255, 4095, 65535)  # of floats, and of 8, 12 and 16 bits
 MAX_PIXELS = 50_000_000  # the largest sensors of today's phones; decoded, 200 MB
+MAX_SCANS = 100  # of a JPEG; usual ones have up to 10
 _stderr = threading.Lock()
 
 
@@ -72,11 +73,13 @@ def read_picture(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> ND
         raise InputError("not a file" if os.path.lexists(source) else "no such file")
     try:
         # Pillow 13.0 maps a file that it opens itself into memory, and then garbles turned TIFFs.
-        opened = BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115
-        with opened as file, Image.open(file, formats=FORMATS) as picture:
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        with Image.open(BytesIO(content), formats=FORMATS) as picture:
             width, height = picture.size
             if width * height > max_pixels:
                 raise InputError(f"too large: {width:,} x {height:,} pixels, more than {max_pixels:,}")
+            if picture.format == "JPEG" and content.count(b"\xff\xda") > MAX_SCANS:  # each takes as long as a picture
+                raise InputError(f"damaged: more than {MAX_SCANS} scans")
             with _without_stderr() if picture.format == "TIFF" else nullcontext():
                 picture.load()
             with suppress(Exception):  # damaged EXIF data do not spoil the picture

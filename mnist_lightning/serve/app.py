@@ -41,15 +41,18 @@ with needs("serve"):
 MAX_REQUESTS = 64  # in progress; the next one is refused with 503
 MAX_BODY = 10_000_000  # bytes
 SHORT = 100_000  # bytes of JSON
-MAX_PIXELS = 16_000_000  # of a picture
+MAX_PIXELS = 16_000_000  # of the pictures of a request
 MAX_PICTURES = 20  # of a request
 MAX_DRAWINGS = 10_000  # kept
 SECONDS_TO_SEND = 10  # for a request's body
 SECONDS_TO_ANSWER = 30
 PATHS = ("/", "/docs", "/openapi.json", "/health", "/metrics", "/predict", "/drawings")
 RETRY = {"Retry-After": "1"}  # seconds
-CSP = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src 'self' data: blob:"
-PAGE_HEADERS = {"Content-Security-Policy": f"{CSP}; connect-src 'self'", "Referrer-Policy": "no-referrer"}
+CSP = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src 'self' data: blob:; "
+    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+PAGE_HEADERS = {"Content-Security-Policy": CSP, "Referrer-Policy": "no-referrer"}
 
 
 class Gate:
@@ -57,7 +60,7 @@ class Gate:
 
     Args:
         app: The application behind it.
-        token: What ``Authorization: Bearer`` must give for everything but the pages; None for nothing.
+        token: What ``Authorization: Bearer`` must give for POST and /metrics; None for nothing.
         registry: Where the measurements are kept.
     """
 
@@ -65,8 +68,9 @@ class Gate:
         self.app, self.expected = app, f"Bearer {token}".encode() if token else None
         self.requests = Counter("digits_requests", "Answered requests.", ["path", "status"], registry=registry)
         self.seconds = Histogram("digits_request_seconds", "Seconds to answer.", registry=registry)
-        self.busy = Gauge("digits_requests_in_progress", "Requests in progress.", registry=registry)
         self.number = 0
+        busy = Gauge("digits_requests_in_progress", "Requests in progress.", registry=registry)
+        busy.set_function(lambda: self.number)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -81,18 +85,20 @@ class Gate:
 
         app = self.app
         is_open = scope["method"] != "POST" and path != "/metrics"
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        if self.expected and not is_open and not hmac.compare_digest(given, self.expected):
+        headers = dict(scope["headers"])
+        if headers.get(b"sec-fetch-site") == b"cross-site" and scope["method"] == "POST":
+            app = refusal(403, "another website may not send requests")
+        elif (
+            self.expected and not is_open and not hmac.compare_digest(headers.get(b"authorization", b""), self.expected)
+        ):
             app = refusal(401, "the token is missing or wrong: send Authorization: Bearer TOKEN")
         elif scope["method"] == "POST" and self.number >= MAX_REQUESTS:
             app = refusal(503, f"{MAX_REQUESTS} requests are in progress: try again later", RETRY)
         self.number += 1
-        self.busy.set(self.number)
         try:
             await app(scope, bounded(receive), note)
         finally:
             self.number -= 1
-            self.busy.set(self.number)
             self.requests.labels(path if path in PATHS else "other", status).inc()
             if path == "/predict":
                 self.seconds.observe(time.perf_counter() - start)
@@ -145,7 +151,11 @@ async def files_of(request: Request, body: bytes) -> list[bytes]:
 
 def find(pictures: list[bytes]) -> tuple[list[list[Found]], NDArray[np.float32]]:
     """Return the digits found in pictures, and what the judge says of them ``(N, 11)``."""
-    found = [find_digits(read_picture(picture, MAX_PIXELS)) for picture in pictures]
+    left, found = MAX_PIXELS, []
+    for picture in pictures:
+        pixels = read_picture(picture, left)
+        left -= pixels.shape[0] * pixels.shape[1]
+        found.append(find_digits(pixels))
     return found, judge(pixels_of(found))
 
 
@@ -153,11 +163,10 @@ def images_in(body: bytes) -> NDArray[np.float32]:
     """Return the images ``(N, 28, 28)`` in [0, 1] of a JSON text: numbers up to 1 are shares of white, others 0-255."""
     try:
         content = json.loads(body)
-        images = np.array(content.get("images") if isinstance(content, dict) else content)
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        images = np.array(content.get("images") if isinstance(content, dict) else content, np.float64)
+    except (ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
         raise InputError('expected JSON: {"images": [...]}, 28 rows of 28 numbers for each image') from error
-    is_right = images.dtype.kind in "iuf" and images.shape[-2:] == (28, 28) and images.ndim <= 3
-    if not is_right or not ((images >= 0) & (images <= 255)).all():
+    if images.shape[-2:] != (28, 28) or images.ndim > 3 or not ((images >= 0) & (images <= 255)).all():
         raise InputError(f"images must be (N, 28, 28) with numbers in 0-255, got {images.shape}")
     images = images.reshape(-1, 28, 28).astype(np.float32)
     is_share = images.max(axis=(1, 2), keepdims=True) <= 1
@@ -185,7 +194,7 @@ def make_app(net: nn.Module, drawings: Path, token: str | None = None) -> FastAP
     registry, batcher, readers = (
         CollectorRegistry(),
         Batcher(partial(classify, net)),
-        ThreadPoolExecutor(os.cpu_count()),
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)),
     )
     app.add_middleware(Gate, token=token, registry=registry)
     found = Counter("digits_classified", "Digits that were classified.", registry=registry)
@@ -248,7 +257,7 @@ def make_app(net: nn.Module, drawings: Path, token: str | None = None) -> FastAP
         return JSONResponse(await answer(request, pixels))
 
     @app.post("/drawings", responses=REFUSALS)
-    async def drawing(drawing: Drawing) -> dict[str, Any]:
+    def drawing(drawing: Drawing) -> dict[str, Any]:  # in a thread: it writes a file
         """Keep a drawing with its label, in the server's folder of drawings."""
         try:
             image = read_picture(b64decode(drawing.pixels, validate=True), 28 * 28)
@@ -256,10 +265,13 @@ def make_app(net: nn.Module, drawings: Path, token: str | None = None) -> FastAP
             raise HTTPException(422, f"pixels must be a 28x28 PNG in base64: {error}") from error
         if image.shape != (28, 28):
             raise HTTPException(422, f"pixels must be 28x28 and grey, got {image.shape}")
-        kept = sum(1 for _ in drawings.glob("[0-9]/*.png"))
-        if kept >= MAX_DRAWINGS and not any(drawings.glob(f"[0-9]/{name_of(image)}")):
-            raise HTTPException(422, f"{drawings} has {kept:,} drawings already: move some away")
-        keep(drawings, image, drawing.label)
-        return {"kept": sum(1 for _ in drawings.glob("[0-9]/*.png")), "folder": str(drawings)}
+        kept = {file.name for file in drawings.glob("[0-9]/*.png")} | {name_of(image)}
+        if len(kept) > MAX_DRAWINGS:
+            raise HTTPException(422, f"{drawings} has {len(kept) - 1:,} drawings already: move some away")
+        try:
+            keep(drawings, image, drawing.label)
+        except OSError as error:
+            raise HTTPException(507, f"cannot keep it in {drawings}: {error.strerror}") from error
+        return {"kept": len(kept), "folder": str(drawings)}
 
     return app

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-AT_ONCE = 1000  # images
+from mnist_lightning.models.classify import AT_ONCE
 
 
 class Batcher:

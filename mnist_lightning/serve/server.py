@@ -1,6 +1,7 @@
 """Run the web application until a signal stops it."""
 
 import gc
+import re
 import socket
 from ipaddress import ip_address
 from pathlib import Path
@@ -13,16 +14,19 @@ from mnist_lightning.serve.app import make_app
 
 with needs("serve"):
     import uvicorn
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-SECONDS_TO_ASK = 10  # for a request's headers
-SECONDS_TO_TAKE = 30  # for the client to read its answer
+SECONDS_TO_WAIT = 10  # for a request's headers, and for a client that reads nothing of its answer
 SECONDS_TO_FINISH = 30  # for the requests in progress when the server stops
 MAX_CONNECTIONS = 500
+MAX_HEAD = 64_000  # bytes of a request's headers
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP, which closes connections that stand still: uvicorn itself would wait for ever."""
+    """uvicorn's HTTP, which cuts connections that stand still: uvicorn itself would wait for ever."""
+
+    head = 0  # bytes that came since the last request
 
     def connection_made(self, transport: Any) -> None:
         """Begin to watch a new connection."""
@@ -30,26 +34,26 @@ class Protocol(HttpToolsProtocol):
         self.watch("new")
 
     def watch(self, earlier: Any) -> None:
-        """Close the connection if no request came since the last look, and cut it if it is still not closed then."""
+        """Cut the connection if, since the last look, no request came and nothing was read of an answer."""
         if self.parser is None:  # the connection is lost
             return
         is_idle = self.cycle is None or self.cycle.response_complete
-        state = "closing" if self.transport.is_closing() else self.cycle if is_idle else "busy"
-        if state == earlier == "closing":
+        state = self.transport.get_write_buffer_size() or (self.cycle if is_idle else "busy")
+        if state == earlier != "busy":
             self.transport.abort()
-        elif is_idle and state is earlier:
-            self.transport.close()
-        self.loop.call_later(SECONDS_TO_ASK, self.watch, state)
+        self.loop.call_later(SECONDS_TO_WAIT, self.watch, state)
 
-    def pause_writing(self) -> None:
-        """Give the client a while to take what is written."""
-        super().pause_writing()
-        self.unread = self.loop.call_later(SECONDS_TO_TAKE, self.transport.abort)
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of a request, and cut the connection if its headers do not end."""
+        self.head += len(data)
+        super().data_received(data)
+        if self.head > MAX_HEAD and (self.cycle is None or self.cycle.response_complete):
+            self.transport.abort()
 
-    def resume_writing(self) -> None:
-        """Note that it did."""
-        super().resume_writing()
-        self.unread.cancel()
+    def on_message_complete(self) -> None:
+        """Count the next request's headers."""
+        super().on_message_complete()
+        self.head = 0
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -79,19 +83,24 @@ def serve(net: nn.Module, drawings: Path, host: str, port: int, token: str | Non
     Raises:
         InputError: If the address cannot be used.
     """
+    if token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]+", token):
+        raise InputError(f"--token must be letters, digits and . _ ~ - alone, got {token!r}")
     with listen(host, port) as opened:
         address = f"{f'[{host}]' if ':' in host else host}:{opened.getsockname()[1]}"
         print(
             f"Draw a digit: http://{address}/{f'?token={token}' if token else ''}   API: http://{address}/docs",
             flush=True,
         )
-        if host != "localhost" and not ip_address(host).is_loopback:
-            advice = "" if token else "; --token asks for a password"
+        app, is_local = make_app(net, drawings, token), ip_address(opened.getsockname()[0]).is_loopback
+        if not is_local and not token:
             print(
-                f"Anyone who reaches {host} over the network can send pictures and keep drawings{advice}.", flush=True
+                f"Anyone who reaches {host} can send pictures and keep drawings; --token asks for a password.",
+                flush=True,
             )
+        if is_local and ":" not in host:  # a website whose name means 127.0.0.1 is refused
+            app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1"])
         config = uvicorn.Config(
-            make_app(net, drawings, token),
+            app,
             http=Protocol,
             ws="none",
             log_level="warning",

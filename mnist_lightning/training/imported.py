@@ -64,7 +64,7 @@ def import_run(
         write_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         write_atomic(folder / "run.json", json.dumps(record, indent=2) + "\n")
         write_atomic(folder / "checkpoints" / "best.ckpt", checkpoint.getbuffer())
-    except OSError:
+    except BaseException:
         shutil.rmtree(folder)
         raise
     return Run(folder, folder / "checkpoints" / "best.ckpt", model, data)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,7 +150,7 @@ class Run:
             quantize: Whether an ONNX file computes with 8-bit integers, calibrated on a thousand training images.
 
         Returns:
-            A row of measurements for the network, and one for the file.
+            A row of measurements for the network, one for the file, and between them one before ``quantize``.
 
         Raises:
             InputError: If the format or the network cannot be written.
@@ -161,8 +162,10 @@ class Run:
         self.data.setup(None if quantize else "validate" if self.data.val_fraction else "test")
         digits = self.data.val_set if self.data.val_fraction else self.data.test_set
         assert digits is not None
-        given = {"data": type(self.data).__name__, "val_accuracy": self.best_val_acc, "versions": versions()}
-        texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+        where = (
+            f"{len(digits):,} {'validation' if self.data.val_fraction else 'test'} images of {type(self.data).__name__}"
+        )
+        texts = {"data": self.record.get("dataset"), "accuracy_on": where, "versions": json.dumps(versions())}
         chosen = self.data.train_set.arrays(slice(1000))[0] if quantize and self.data.train_set else None
         return export(self.model.net, path, *digits.arrays(), logits=logits, metadata=texts, calibration=chosen)
 
@@ -271,7 +274,7 @@ def load_run(
         path: A run folder, a checkpoint, ``.safetensors`` or ``.onnx`` file, or ``best`` or ``last`` of the newest run;
             by default the newest run. A list of these makes an ensemble with the first one's data, and results in
             ``<log_dir>/<names>.results``.
-        net: The network, for a checkpoint that does not say which one it is for.
+        net: The network, for a checkpoint or safetensors file that does not say which one it is for.
         data: The data; by default the run's own.
         log_dir: The folder of runs.
         tta: Number of random views of each image whose probabilities are averaged with the image's own (test-time
@@ -283,7 +286,9 @@ def load_run(
     if isinstance(path, Sequence) and not isinstance(path, str):
         runs = [load_run(each, net=net, data=data, log_dir=log_dir, tta=tta) for each in path]
         names = "+".join(run.folder.name for run in runs)
-        return Run(Path(log_dir) / f"{names:.100}.results", None, DigitClassifier(Ensemble(runs)), runs[0].data)
+        with suppress(InputError):  # exported files have none
+            data = data or runs[0].data
+        return Run(Path(log_dir) / f"{names:.100}.results", None, DigitClassifier(Ensemble(runs)), data)
     file = find_checkpoint(path, "best", log_dir)
     config = config_of(file)
     folder = Path(log_dir) / f"{file.stem}.results" if config is None else file.parent.parent
