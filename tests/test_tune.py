@@ -148,7 +148,7 @@ def test_hopeless_trial_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{pruned.value:.2%}      1, pruned  " in study_table(study).splitlines()[2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("folder")
 def test_two_workers_share_the_trials(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
