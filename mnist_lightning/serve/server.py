@@ -26,7 +26,7 @@ MAX_HEAD = 64_000  # bytes of a request's headers
 class Protocol(HttpToolsProtocol):
     """uvicorn's HTTP, which cuts connections that stand still: uvicorn itself would wait for ever."""
 
-    head = 0  # bytes that came since the last request
+    is_in_head, head = False, 0  # whether headers are coming, and their bytes
 
     def connection_made(self, transport: Any) -> None:
         """Begin to watch a new connection."""
@@ -43,17 +43,22 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()
         self.loop.call_later(SECONDS_TO_WAIT, self.watch, state)
 
+    def on_message_begin(self) -> None:
+        """Begin to count a request's headers."""
+        super().on_message_begin()
+        self.is_in_head, self.head = True, 0
+
+    def on_headers_complete(self) -> None:
+        """Stop to count: a body has its own bound."""
+        super().on_headers_complete()
+        self.is_in_head = False
+
     def data_received(self, data: bytes) -> None:
         """Take bytes of a request, and cut the connection if its headers do not end."""
-        self.head += len(data)
         super().data_received(data)
-        if self.head > MAX_HEAD and (self.cycle is None or self.cycle.response_complete):
+        self.head += len(data) * self.is_in_head
+        if self.head > MAX_HEAD:
             self.transport.abort()
-
-    def on_message_complete(self) -> None:
-        """Count the next request's headers."""
-        super().on_message_complete()
-        self.head = 0
 
 
 def listen(host: str, port: int) -> socket.socket:
