@@ -73,13 +73,17 @@ def read_picture(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> ND
         raise InputError("not a file" if os.path.lexists(source) else "no such file")
     try:
         # Pillow 13.0 maps a file that it opens itself into memory, and then garbles turned TIFFs.
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
-        with Image.open(BytesIO(content), formats=FORMATS) as picture:
+        opened = BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115
+        with opened as file, Image.open(file, formats=FORMATS) as picture:
             width, height = picture.size
             if width * height > max_pixels:
                 raise InputError(f"too large: {width:,} x {height:,} pixels, more than {max_pixels:,}")
-            if picture.format == "JPEG" and content.count(b"\xff\xda") > MAX_SCANS:  # each takes as long as a picture
-                raise InputError(f"damaged: more than {MAX_SCANS} scans")
+            if picture.format == "JPEG":  # each scan takes as long as a picture
+                place = file.tell()
+                file.seek(0)
+                if file.read().count(b"\xff\xda") > MAX_SCANS:
+                    raise InputError(f"damaged: more than {MAX_SCANS} scans")
+                file.seek(place)
             with _without_stderr() if picture.format == "TIFF" else nullcontext():
                 picture.load()
             with suppress(Exception):  # damaged EXIF data do not spoil the picture

@@ -191,11 +191,8 @@ def make_app(net: nn.Module, drawings: Path, token: str | None = None) -> FastAP
         token: What a client must send as ``Authorization: Bearer``; None for nothing.
     """
     app = FastAPI(title="mnist_lightning", version=__version__, docs_url=None, redoc_url=None)
-    registry, batcher, readers = (
-        CollectorRegistry(),
-        Batcher(partial(classify, net)),
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)),
-    )
+    registry, batcher = CollectorRegistry(), Batcher(partial(classify, net))
+    readers = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     app.add_middleware(Gate, token=token, registry=registry)
     found = Counter("digits_classified", "Digits that were classified.", registry=registry)
     pages = {name: files(__package__).joinpath(f"{name}.html").read_text(encoding="utf-8") for name in ("page", "docs")}
