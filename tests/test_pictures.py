@@ -24,6 +24,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from mnist_lightning.errors import InputError
+from mnist_lightning.pictures import read as reader
 from mnist_lightning.pictures import recognize as module
 from mnist_lightning.pictures.prepare import find_digits
 from mnist_lightning.pictures.read import SUFFIXES, picture_files, read_picture, surroundings
@@ -159,6 +160,86 @@ def test_too_large(kind: str, width: int, height: int, folder: Path, monkeypatch
 
 def test_largest(folder: Path) -> None:
     assert read(content(Image.new("1", (10_000, 5000)))).shape == (5000, 10_000)
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    """A part of a JPEG: its marker, its length, and what it holds."""
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (40, 50), np.uint8)
+SCAN = b"\xff\xda\0\x08\1\1\0\1\x3f\x10"  # the start of a scan of a grey progressive JPEG
+MANY = SCAN * 200
+VIDEO = np.random.default_rng(0).integers(0, 256, 1_000_000, np.uint8).tobytes() + MANY
+PLAIN, PROGRESSIVE = content(NOISE, "JPEG"), content(NOISE, "JPEG", progressive=True)
+RESTARTED = content(NOISE, "JPEG", restart_marker_blocks=1)
+TWO = content(NOISE, "MPO", save_all=True, append_images=[Image.new("L", (8, 8))], progressive=True, quality=97)
+
+
+def scanned(jpeg: bytes, scans: int) -> bytes:
+    """A progressive JPEG, or an MPO, whose first picture has so many scans."""
+    end = jpeg.index(b"\xff\xd9")
+    return jpeg[:end] + SCAN * (scans - jpeg[:end].count(b"\xff\xda")) + jpeg[end:]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        PLAIN,
+        PROGRESSIVE,
+        PLAIN[:2] + segment(0xE1, b"Exif\0\0" + PLAIN + MANY) + PLAIN[2:],  # a thumbnail
+        PLAIN[:2] + segment(0xFE, MANY * 32) * 5 + PLAIN[2:],  # 320 kB of comments
+        PLAIN.replace(b"\xff\xda", b"\xff\xff\xff\xda", 1),  # fill bytes
+        RESTARTED,
+        TWO,
+    ],
+)
+def test_what_follows_a_jpeg(data: bytes, folder: Path) -> None:
+    assert RESTARTED.count(b"\xff\xd0") >= 3 <= PLAIN.count(b"\xff\x00")
+    expected = read(PLAIN)
+    for trailer in (b"", b"\xff", MANY, VIDEO):
+        np.testing.assert_array_equal(read(data + trailer), expected)
+
+
+def test_a_video_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            found = super().read(size)
+            sizes.append(len(found))
+            return found
+
+    sizes: list[int] = []
+    monkeypatch.setattr(reader, "BytesIO", Counting)
+    np.testing.assert_array_equal(read_picture(PLAIN + VIDEO), read_picture(PLAIN))
+    assert sum(sizes) < 300_000
+
+
+def tiff(jpeg: bytes) -> bytes:
+    """A TIFF that holds a JPEG of the size of NOISE."""
+    values = {256: 50, 257: 40, 258: 8, 259: 7, 262: 1, 273: 8, 277: 1, 278: 40, 279: len(jpeg)}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items()]
+    return b"II*\0" + struct.pack("<I", 8 + len(jpeg)) + jpeg + struct.pack("<H", 9) + b"".join(entries) + bytes(4)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 7, 65536])
+def test_scans(block: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "BLOCK", block, raising=False)
+    for data in (
+        scanned(PROGRESSIVE, 101),
+        scanned(TWO, 101),
+        PLAIN[:2] + segment(0xE1, b"Exif\0\0" + PLAIN) + scanned(PROGRESSIVE, 101)[2:],
+        PROGRESSIVE[:-2] + MANY,  # truncated
+        PROGRESSIVE[:-2] + b"\xff\xfe\0\0" + MANY,  # a length of 0
+        PROGRESSIVE[:-2] + b"\xff\x02\xff\xff" + MANY,  # FF 02 has no length: what seems one skips nothing
+    ):
+        with pytest.raises(InputError, match=r"^damaged: more than 100 scans$"):
+            read(data)
+    with pytest.raises(InputError, match=r"^damaged: more than 10,000 segments$"):
+        read(PLAIN[:2] + segment(0xFE, b"") * 10_000 + PLAIN[2:])
+    for data in (scanned(PROGRESSIVE, 100), scanned(TWO, 100), tiff(scanned(PROGRESSIVE, 90))):
+        assert read(data + MANY).shape == (40, 50)
+    with pytest.raises(InputError, match=r"^damaged: decoder error"):  # libtiff has the same bound
+        read(tiff(scanned(PROGRESSIVE, 110)))
 
 
 @pytest.mark.parametrize("kind", MODES)

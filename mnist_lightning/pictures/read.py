@@ -1,11 +1,14 @@
 """Picture files: list them, and read pixels of any format and mode within bounds."""
 
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +22,10 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 WHITES = (1, 255, 4095, 65535)  # of floats, and of 8, 12 and 16 bits
 MAX_PIXELS = 50_000_000  # the largest sensors of today's phones; decoded, 200 MB
-MAX_SCANS = 100  # of a JPEG; usual ones have up to 10
+MAX_SCANS = 100  # of a JPEG: each takes as long as a picture; usual ones have up to 10
+MAX_SEGMENTS = 10_000  # of a JPEG; one can hold 64 kB
+BLOCK = 65536  # bytes of a JPEG that are looked through at once
+SEGMENT = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])(..)", re.DOTALL)  # the start of one: its marker and length
 _stderr = threading.Lock()
 
 
@@ -74,16 +80,10 @@ def read_picture(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> ND
     try:
         # Pillow 13.0 maps a file that it opens itself into memory, and then garbles turned TIFFs.
         opened = BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115
-        with opened as file, Image.open(file, formats=FORMATS) as picture:
+        with opened as file, Image.open(_checked(file), formats=FORMATS) as picture:
             width, height = picture.size
             if width * height > max_pixels:
                 raise InputError(f"too large: {width:,} x {height:,} pixels, more than {max_pixels:,}")
-            if picture.format == "JPEG":  # each scan takes as long as a picture
-                place = file.tell()
-                file.seek(0)
-                if file.read().count(b"\xff\xda") > MAX_SCANS:
-                    raise InputError(f"damaged: more than {MAX_SCANS} scans")
-                file.seek(place)
             with _without_stderr() if picture.format == "TIFF" else nullcontext():
                 picture.load()
             with suppress(Exception):  # damaged EXIF data do not spoil the picture
@@ -100,6 +100,32 @@ def read_picture(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> ND
             raise InputError(f"cannot be read: {error.strerror}") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"damaged: {reason[:200]}") from error
+
+
+def _checked(file: BinaryIO) -> BinaryIO:
+    """Return a file at its start; refuse a JPEG that would take very long."""
+    if file.read(2) == b"\xff\xd8":  # a JPEG, or an MPO: several JPEGs, of which the first is read
+        markers = list(islice(_segments(file), MAX_SEGMENTS + 1))
+        if markers.count(b"\xda") > MAX_SCANS:
+            raise InputError(f"damaged: more than {MAX_SCANS} scans")
+        if len(markers) > MAX_SEGMENTS:
+            raise InputError(f"damaged: more than {MAX_SEGMENTS:,} segments")
+    file.seek(0)
+    return file
+
+
+def _segments(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the markers of a JPEG's segments until the picture ends; a thumbnail is inside one, a video may follow."""
+    data, start = b"", 0
+    while block := file.read(BLOCK):
+        data += block
+        while found := SEGMENT.search(data, start):
+            if found[1] == b"\xd9":
+                return
+            yield found[1]
+            start = found.start() + 2 + max(2, int.from_bytes(found[2]))
+        rest = max(start, len(data) - 3)  # three bytes may begin a segment that the next block completes
+        data, start = data[rest:], max(0, start - len(data))
 
 
 @contextmanager
