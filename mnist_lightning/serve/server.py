@@ -20,13 +20,13 @@ with needs("serve"):
 SECONDS_TO_WAIT = 10  # for a request's headers, and for a client that reads nothing of its answer
 SECONDS_TO_FINISH = 30  # for the requests in progress when the server stops
 MAX_CONNECTIONS = 500
-MAX_HEAD = 64_000  # bytes of a request's headers
+MAX_HEAD = 64_000  # bytes of a request's headers, and of the trailers after its body
 
 
 class Protocol(HttpToolsProtocol):
     """uvicorn's HTTP, which cuts connections that stand still: uvicorn itself would wait for ever."""
 
-    is_in_head, head = False, 0  # whether headers are coming, and their bytes
+    head = 0  # bytes since headers ended, or a part of a body came
 
     def connection_made(self, transport: Any) -> None:
         """Begin to watch a new connection."""
@@ -43,20 +43,20 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()
         self.loop.call_later(SECONDS_TO_WAIT, self.watch, state)
 
-    def on_message_begin(self) -> None:
-        """Begin to count a request's headers."""
-        super().on_message_begin()
-        self.is_in_head, self.head = True, 0
-
     def on_headers_complete(self) -> None:
-        """Stop to count: a body has its own bound."""
+        """Count anew: the headers have ended."""
         super().on_headers_complete()
-        self.is_in_head = False
+        self.head = 0
+
+    def on_body(self, body: bytes) -> None:
+        """Count anew: the body has its own bound."""
+        super().on_body(body)
+        self.head = 0
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of a request, and cut the connection if its headers do not end."""
+        """Take bytes of a request, and cut the connection if its headers or trailers do not end."""
+        self.head += len(data)
         super().data_received(data)
-        self.head += len(data) * self.is_in_head
         if self.head > MAX_HEAD:
             self.transport.abort()
 
