@@ -15,6 +15,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from mnist_lightning import MLP
+from mnist_lightning.data import drawings
 from mnist_lightning.data.drawings import Drawings, keep
 from mnist_lightning.models.classify import classify
 from mnist_lightning.pictures.recognize import recognize
@@ -349,6 +351,48 @@ def test_drawings(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert set(test).isdisjoint(train)
 
 
+def at_once(apps: list[FastAPI], contents: list[tuple[np.ndarray, int]], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Keep drawings with labels, as nearly at once as the server lets them; return the answers."""
+    barrier, write = threading.Barrier(len(contents)), drawings.write_atomic
+
+    def meet() -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):  # the others are not let in
+            barrier.wait(0.5)
+
+    def written(file: Path, content: bytes) -> None:
+        meet()
+        write(file, content)
+        meet()
+
+    def kept(app: FastAPI, content: tuple[np.ndarray, int]) -> httpx.Response:
+        body = {"label": content[1], "pixels": base64.b64encode(saved(content[0])).decode()}
+        return ask(app, "/drawings", json.dumps(body))
+
+    monkeypatch.setattr(drawings, "write_atomic", written)
+    with ThreadPoolExecutor(len(contents)) as pool:
+        return list(pool.map(kept, apps, contents))
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_labels_at_once(servers: int, net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    apps = [make_app(net, tmp_path / "Drawings") for _ in range(servers)]
+    answers = at_once([apps[0], apps[-1]], [(IMAGES[0], 3), (IMAGES[0], 5)], monkeypatch)
+    assert [answer.json()["kept"] for answer in answers] == [1, 1]
+    images, labels = Drawings(str(tmp_path), test_share=0).load("train")
+    np.testing.assert_array_equal(images, IMAGES[:1])
+    assert labels[0] in (3, 5)
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_last_drawings_at_once(servers: int, net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_DRAWINGS", 2)
+    apps = [make_app(net, tmp_path / "Drawings") for _ in range(servers)]
+    answers = at_once([apps[0], apps[-1], apps[0]], [(IMAGES[number], 7) for number in range(3)], monkeypatch)
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 422]
+    assert sorted(answer.json().get("kept", 0) for answer in answers) == [0, 1, 2]
+    assert len(Drawings(str(tmp_path), test_share=0).load("train")[0]) == 2
+
+
 PROGRAM = """import signal, time; from pathlib import Path; from torch import nn; from mnist_lightning import MLP
 from mnist_lightning.serve.server import serve
 class Slow(nn.Module):
@@ -399,7 +443,8 @@ def test_stopped_under_load() -> None:
 @given(place=st.integers(8, 200), byte=st.integers(0, 255))
 def test_a_damaged_drawing(place: int, byte: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("data")
-    file = keep(folder / "Drawings", IMAGES[0], 3)
+    assert keep(folder / "Drawings", IMAGES[0], 3, most=1) == 1
+    (file,) = folder.glob("Drawings/3/*.png")
     content = bytearray(file.read_bytes())
     content[place] = byte
     file.write_bytes(content)

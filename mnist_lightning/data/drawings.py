@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -14,27 +15,33 @@ from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomic
 
 
-def name_of(image: NDArray[np.uint8]) -> str:
-    """Return the name of a drawing's file, which depends on its pixels alone."""
-    return f"{hashlib.sha256(image.tobytes()).hexdigest():.16}.png"
-
-
-def keep(folder: Path, image: NDArray[np.uint8], label: int) -> Path:
-    """Keep a drawing as ``<folder>/<label>/<hash>.png``, and under no other label; return the file.
+def keep(folder: Path, image: NDArray[np.uint8], label: int, most: int) -> int:
+    """Keep a drawing as ``<folder>/<label>/<hash of its pixels>.png``, and under no other label.
 
     Args:
         folder: The folder of all drawings.
         image: ``(28, 28)``, white on black.
         label: The digit that it shows.
+        most: The largest number of drawings.
+
+    Returns:
+        The number of drawings.
+
+    Raises:
+        InputError: If there would be too many.
     """
-    png, file = io.BytesIO(), folder / str(label) / name_of(image)
+    name = f"{hashlib.sha256(image.tobytes()).hexdigest():.16}.png"
+    png = io.BytesIO()
     Image.fromarray(image).save(png, "png")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, png.getvalue())
-    for earlier in folder.glob(f"[0-9]/{file.name}"):
-        if earlier != file:
-            earlier.unlink(missing_ok=True)
-    return file
+    (folder / str(label)).mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # of two labels at once, each would remove the other
+        kept = {file.name for file in folder.glob("[0-9]/*.png")} | {name}
+        if len(kept) > most:
+            raise InputError(f"{folder} has {len(kept) - 1:,} drawings already: move some away")
+        write_atomic(folder / str(label) / name, png.getvalue())
+        for other in {*range(10)} - {label}:
+            (folder / str(other) / name).unlink(missing_ok=True)
+    return len(kept)
 
 
 class Drawings(DigitDataModule):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mnist_lightning import __version__
-from mnist_lightning.data.drawings import keep, name_of
+from mnist_lightning.data.drawings import keep
 from mnist_lightning.errors import InputError, needs
 from mnist_lightning.models.classify import classify
 from mnist_lightning.pictures.judge import judge
@@ -262,13 +262,10 @@ def make_app(net: nn.Module, drawings: Path, token: str | None = None) -> FastAP
             raise HTTPException(422, f"pixels must be a 28x28 PNG in base64: {error}") from error
         if image.shape != (28, 28):
             raise HTTPException(422, f"pixels must be 28x28 and grey, got {image.shape}")
-        kept = {file.name for file in drawings.glob("[0-9]/*.png")} | {name_of(image)}
-        if len(kept) > MAX_DRAWINGS:
-            raise HTTPException(422, f"{drawings} has {len(kept) - 1:,} drawings already: move some away")
         try:
-            keep(drawings, image, drawing.label)
+            kept = keep(drawings, image, drawing.label, MAX_DRAWINGS)
         except OSError as error:
             raise HTTPException(507, f"cannot keep it in {drawings}: {error.strerror}") from error
-        return {"kept": len(kept), "folder": str(drawings)}
+        return {"kept": kept, "folder": str(drawings)}
 
     return app
