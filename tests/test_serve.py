@@ -321,6 +321,41 @@ def test_many_at_once_and_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert answers == classify(net, IMAGES).argmax(axis=1)[:, None].tolist()
 
 
+def test_threads_end_with_the_server(net: nn.Module, tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+
+    def threads() -> set[threading.Thread]:
+        return set(threading.enumerate()) - before
+
+    async def used(app: FastAPI) -> None:
+        drawing = {"label": 3, "pixels": base64.b64encode(saved(IMAGES[0])).decode()}
+        contents = [(PNG, "image/png"), (IMAGE, NUMBERS), (IMAGE + b" " * module.SHORT, NUMBERS)]
+        async with app.router.lifespan_context(app), link(app) as client:
+            for body, kind in contents:
+                assert (await client.post("/predict", content=body, headers={"Content-Type": kind})).is_success
+            assert (await client.post("/drawings", json=drawing)).is_success
+            assert len(threads()) >= 3
+
+    apps = [make_app(net, tmp_path / str(number)) for number in range(3)]
+    for app in (*apps, apps[0]):  # the first one is started again
+        asyncio.run(used(app))
+        eventually(lambda: not threads())
+    with connected(net, tmp_path) as (_, mine):
+        mine.sendall(REQUEST % (b"/predict", b"Content-Length: %d" % len(IMAGE)) + IMAGE)
+        assert mine.recv(65536).startswith(b"HTTP/1.1 200 ")
+    eventually(lambda: not threads())
+
+
+def test_a_network_that_computes_for_ever_does_not_hold_the_server(tmp_path: Path) -> None:
+    net = Counting()
+    try:
+        with connected(net, tmp_path) as (_, mine):
+            mine.sendall(REQUEST % (b"/predict", b"Content-Length: %d" % len(IMAGE)) + IMAGE)
+            eventually(lambda: net.sizes)
+    finally:
+        net.opened.set()
+
+
 def test_token(net: nn.Module, tmp_path: Path) -> None:
     app = make_app(net, tmp_path, "a b")
     for headers, status in (({}, 401), ({"Authorization": "Bearer a"}, 401), ({"Authorization": "Bearer a b"}, 200)):

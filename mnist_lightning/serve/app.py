@@ -6,8 +6,9 @@ import json
 import os
 import time
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -44,6 +45,7 @@ SHORT = 100_000  # bytes of JSON
 MAX_PIXELS = 16_000_000  # of the pictures of a request
 MAX_PICTURES = 20  # of a request
 MAX_DRAWINGS = 10_000  # kept
+READERS = min(8, os.cpu_count() or 1)  # threads that read pictures
 SECONDS_TO_SEND = 10  # for a request's body
 SECONDS_TO_ANSWER = 30
 PATHS = ("/", "/docs", "/openapi.json", "/health", "/metrics", "/predict", "/drawings")
@@ -190,9 +192,19 @@ def make_app(net: nn.Module, drawings: Path, token: str | None = None) -> FastAP
         drawings: The folder for the drawings that users keep.
         token: What a client must send as ``Authorization: Bearer``; None for nothing.
     """
-    app = FastAPI(title="mnist_lightning", version=__version__, docs_url=None, redoc_url=None)
     registry, batcher = CollectorRegistry(), Batcher(partial(classify, net))
-    readers = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    readers = ThreadPoolExecutor(READERS)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        nonlocal readers
+        yield
+        for threads in (readers, batcher.thread):
+            threads.shutdown(wait=False)  # a network may compute for ever
+        readers = ThreadPoolExecutor(READERS)  # if it is started again
+        batcher.thread = ThreadPoolExecutor(1)
+
+    app = FastAPI(title="mnist_lightning", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_middleware(Gate, token=token, registry=registry)
     found = Counter("digits_classified", "Digits that were classified.", registry=registry)
     pages = {name: files(__package__).joinpath(f"{name}.html").read_text(encoding="utf-8") for name in ("page", "docs")}
