@@ -257,7 +257,7 @@ OPTIONS["crossval"] = {
     "repeats": INT | {"default": 1},
     "train_sizes": INT | {"nargs": "+"},
 }
-OPTIONS["crossval"] |= {"stratified": {"type": boolean, "default": False}, "name": {}}
+OPTIONS["crossval"] |= {"stratified": {"type": boolean}, "name": {}}
 OPTIONS["tune"] = {"space": {}, "trials": INT | {"default": 20}, "workers": INT | {"default": 1}, "storage": {}}
 OPTIONS["tune"] |= {"pruner": {"choices": PRUNERS, "default": PRUNERS[0]}, "name": {"default": "tune"}}
 OPTIONS["import"] = {}

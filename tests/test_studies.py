@@ -121,6 +121,54 @@ def fold_flags(repeat: int, fold: int) -> list[str]:
     return [*flags, "--seed", str(42 + 3 * repeat + fold)]
 
 
+def test_seeds_of_folds_count_from_the_given_ones(folder: Path) -> None:
+    """On the line, in a file and in Python; a file's fraction for validation is the default, and no obstacle."""
+    (folder / "own.yaml").write_text("data: {class_path: UCIDigits, init_args: {split_seed: 5, stratified: true}}")
+    line = ["--config", str(ROOT / "configs/default.yaml"), "--config", "own.yaml", *FLAGS[2:]]
+    assert main(["crossval", *line, "--seed", "7", "--folds", "2", "--repeats", "2", "--name", "line"]) == 0
+    cross_validate(line, "python", folds=2, seed=9, split_seed=3, stratified=False)
+    found = []
+    for name in ("line", "python"):
+        for file in sorted((folder / "lightning_logs" / name).glob("*/config.yaml")):
+            config = read_config(file)
+            data = config["data"]["init_args"]
+            found.append((config["seed_everything"], data["split_seed"], data["fold"], data["stratified"]))
+    assert found[:4] == [(7, 5, 0, True), (8, 5, 1, True), (9, 6, 0, True), (10, 6, 1, True)]
+    assert found[4:] == [(9, 3, 0, False), (10, 3, 1, False)]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("crossval --data.folds 3", "--data.folds would be overruled: "),
+        ("crossval --data.init_args.fold=0", "--data.init_args.fold=0 would be overruled: "),
+        ("crossval --data.val_fraction 0.2", "--data.val_fraction would be overruled: "),
+        ("crossval --data.stratified true", "--data.stratified would be overruled: "),
+        ("crossval --config own.yaml", "data.val_fraction 0.1 would be overruled: "),
+        ("crossval --train_sizes 20 --data.train_size 10", "--data.train_size would be overruled: "),
+        ("crossval --trainer.devices 2", "each run of a study has one device, got devices 2, num_nodes 1"),
+        ("fit --seeds 1-3 --seed 9", "--seed_everything would be overruled: each run has one of the given seeds"),
+        ("fit --seeds 1-3 --seed_everything=9", "--seed_everything=9 would be overruled: "),
+        ("fit --seeds 1-3 --trainer.num_nodes 2", "got devices auto, num_nodes 2: leave out"),
+        ("tune --space space.yaml --epochs 2 --lr 0.1", "--model.optimizer.lr would be overruled: the space tries it"),
+        ("tune --space space.yaml --model.net.init_args.dropout=0", "--model.net.init_args.dropout=0 would be over"),
+    ],
+)
+def test_a_study_refuses_what_it_would_overrule(
+    words: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "own.yaml").write_text("data: {class_path: UCIDigits, init_args: {val_fraction: 0.1}}")
+    (folder / "space.yaml").write_text("lr: {low: 0.01, high: 0.1}\nnet.dropout: {low: 0.0, high: 0.5}")
+    assert main([*words.split(), "--data", "UCIDigits"]) == 2
+    error = capsys.readouterr().err
+    assert (message in error, error.count("\n"), (folder / "lightning_logs").exists()) == (True, 1, False)
+
+
+def test_a_fraction_that_is_a_fold_is_obeyed(folder: Path) -> None:
+    (folder / "own.yaml").write_text("data: {class_path: UCIDigits, init_args: {val_fraction: 0.5, folds: 2}}")
+    assert cross_validate(["--config", "own.yaml", *FLAGS[2:]], folds=2).accuracies.shape == (1, 2)
+
+
 def test_suspects_are_wrong_in_every_repeat_and_certain() -> None:
     labels, times_wrong = np.array([0, 1, 2, 3]), np.array([2, 1, 2, 0])
     probabilities = np.full((4, 10), 0.01)

@@ -1,5 +1,6 @@
 """Cross-validation: each training image is predicted by networks that were not trained on it."""
 
+import inspect
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,10 +9,10 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 
-from mnist_lightning.data.base import Digits
+from mnist_lightning.data.base import DigitDataModule, Digits
 from mnist_lightning.errors import InputError
 from mnist_lightning.report.metrics import decide
-from mnist_lightning.studies.train import study_folder, train_all
+from mnist_lightning.studies.train import refuse, shared_settings, study_folder, train_all
 from mnist_lightning.training.run import Run
 
 
@@ -43,29 +44,35 @@ def cross_validate(
     *,
     folds: int = 5,
     repeats: int = 1,
-    stratified: bool = False,
-    split_seed: int = 0,
+    stratified: bool | None = None,
+    split_seed: int | None = None,
+    seed: int | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> CrossValidation:
     """Train on all folds but one, for each fold, and predict the images of the one that is left out.
 
     Each fold is a run of its own in ``lightning_logs/NAME``; finished ones are read, stopped ones are resumed. The
-    seed of fold 0 is 42, and each of the others has the next one. The best epoch of a run is chosen on the fold that
-    is left out, so the accuracies are a little too high.
+    best epoch of a run is chosen on the fold that is left out, so the accuracies are a little too high.
 
     Args:
         flags: Those of ``fit``, such as ``["--config", "configs/fast.yaml"]``.
         name: Name of the folder.
         folds: Number of folds, at least 2.
         repeats: How often the images are divided into folds, each time in another way.
-        stratified: Whether each fold has the same share of each digit.
-        split_seed: Seed of the first division; the next ones have the next seeds.
+        stratified: Whether each fold has the same share of each digit; by default what the flags say.
+        split_seed: Seed of the first division, the next ones have the next seeds; by default that of the flags.
+        seed: Seed of the first fold's run, the next ones have the next seeds; by default that of the flags.
         callbacks: Lightning callbacks of each run.
 
     Raises:
-        InputError: If an argument is invalid.
+        InputError: If an argument is invalid, or the flags say something that a fold would overrule.
     """
-    variations = _folds(folds, repeats, stratified, split_seed)
+    if folds < 2 or repeats < 1:
+        raise InputError(f"folds must be at least 2 and repeats at least 1, got {folds} and {repeats}")
+    data, own_seed = _check(flags, folds)
+    stratified = data.stratified if stratified is None else stratified
+    split_seed = data.split_seed if split_seed is None else split_seed
+    variations = _folds(folds, repeats, stratified, split_seed, own_seed if seed is None else seed)
     accuracies, seconds = np.zeros((2, repeats, folds))
     for index, run in enumerate(train_all(flags, study_folder(flags, name), variations, callbacks)):
         held_out = _held_out(run)
@@ -93,20 +100,31 @@ def learning_curve(
         name: How the names of the folders begin: ``NAME_100`` and so on.
         **arguments: The others of ``cross_validate``.
     """
+    refuse(flags, ["data.train_size"], "a learning curve has the numbers of --train_sizes, so leave it out")
     return {
         size: cross_validate([*flags, "--data.train_size", str(size)], f"{name}_{size}", **arguments).accuracies.ravel()
         for size in sorted(set(sizes))
     }
 
 
-def _folds(folds: int, repeats: int, stratified: bool, split_seed: int) -> dict[str, list[str]]:
+def _check(flags: Sequence[str], folds: int) -> tuple[DigitDataModule, int]:
+    """Refuse settings that a fold would overrule; return the data, and the seed of the runs."""
+    instead = "each fold is validated in turn, so leave it out, and use --folds and --stratified"
+    refuse(flags, ["data.folds", "data.fold", "data.stratified", "data.val_fraction"], instead)
+    cli = shared_settings(flags)
+    usual = inspect.signature(DigitDataModule).parameters | inspect.signature(type(cli.datamodule)).parameters
+    for name, own in {"folds": folds, "fold": 0, "val_fraction": 1 / folds}.items():
+        if (value := cli.config.data.init_args.get(name, own)) not in (own, usual[name].default):
+            raise InputError(f"data.{name} {value} would be overruled: {instead}")
+    return cli.datamodule, cli.config_init.seed_everything
+
+
+def _folds(folds: int, repeats: int, stratified: bool, split_seed: int, seed: int) -> dict[str, list[str]]:
     """Return the name and the flags of each fold's run."""
-    if folds < 2 or repeats < 1:
-        raise InputError(f"folds must be at least 2 and repeats at least 1, got {folds} and {repeats}")
     return {
         f"repeat_{repeat}_fold_{fold}": [
             *("--data.folds", str(folds), "--data.fold", str(fold), "--data.split_seed", str(split_seed + repeat)),
-            *("--data.stratified", str(stratified).lower(), "--seed_everything", str(42 + repeat * folds + fold)),
+            *("--data.stratified", str(stratified).lower(), "--seed_everything", str(seed + repeat * folds + fold)),
         ]
         for repeat in range(repeats)
         for fold in range(folds)

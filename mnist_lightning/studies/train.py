@@ -84,6 +84,9 @@ def shared_settings(flags: Sequence[str]) -> FitCLI:
             "a study trains new runs and saves them: it takes no --ckpt_path, no --seeds, no fast_dev_run, and no "
             "'best' or 'last' for --init_from and --teacher"
         )
+    if made.trainer.num_nodes != 1 or str(made.trainer.devices) not in ("auto", "1"):
+        given = f"devices {made.trainer.devices}, num_nodes {made.trainer.num_nodes}"
+        raise InputError(f"each run of a study has one device, got {given}: leave out the flag")
     return cli
 
 
@@ -174,6 +177,24 @@ def study_folder(flags: Sequence[str], name: str) -> Path:
     return folder
 
 
+def refuse(flags: Sequence[str], names: Iterable[str], why: str) -> None:
+    """Refuse flags that a study sets itself. What a ``--config`` file says is a recipe, which it may overrule.
+
+    Args:
+        flags: Those of ``train``.
+        names: The names to refuse, short or long, without dashes.
+        why: What to do.
+
+    Raises:
+        InputError: If one of them is among the flags.
+    """
+    own = expand([f"--{name}" for name in names])
+    for word in flags:
+        flag = word.partition("=")[0].replace(".init_args", "")
+        if expand([flag])[0] in own:
+            raise InputError(f"{word} would be overruled: {why}")
+
+
 def train_seeds(flags: Sequence[str], name: str, seeds: Iterable[int], callbacks: Sequence[Callback] = ()) -> list[Run]:
     """Finish a run for each seed: ``NAME_42`` and so on, in the folder of runs.
 
@@ -182,6 +203,10 @@ def train_seeds(flags: Sequence[str], name: str, seeds: Iterable[int], callbacks
         name: How the names of the runs begin.
         seeds: The seeds.
         callbacks: Lightning callbacks.
+
+    Raises:
+        InputError: If the flags have another seed, or one is invalid.
     """
+    refuse(flags, ["seed"], "each run has one of the given seeds, so leave it out")
     variations = {f"{name}_{seed}": ["--seed_everything", str(seed)] for seed in seeds}
     return list(train_all(flags, study_folder(flags, name).parent, variations, callbacks))

@@ -9,7 +9,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from mnist_lightning.errors import InputError
-from mnist_lightning.studies.train import difference, make, shared_settings
+from mnist_lightning.studies.train import difference, make, refuse, shared_settings
 from mnist_lightning.studies.tune_report import tidy
 from mnist_lightning.training.runs import read_config
 
@@ -53,6 +53,7 @@ def check(space: Mapping[str, BaseDistribution], flags: Sequence[str], folder: P
     Raises:
         InputError: If a flag does not exist, or a range or choice is invalid; or the folder has another study.
     """
+    refuse(flags, space, "the space tries it, so leave it out of one of them")
     cli = shared_settings(flags)
     if not cli.datamodule.val_fraction:
         raise InputError("tune compares runs on validation images, so data.val_fraction must be above 0")
