@@ -50,6 +50,15 @@ def test_a_run_shows_its_results_and_curves(tmp_path: Path) -> None:
     assert base64.b64decode(re.findall(r'base64,([^"]*)"', html)[0]) == b"a picture"
 
 
+def test_a_table_shows_absent_digits() -> None:
+    content = classification(np.array([3, 8]), np.eye(10)[[3, 8]])
+    content |= {"dataset": "", "num_examples": 2, "class_names": list("0123456789"), "loss": 0}
+    html = Metrics(content, Path())._repr_html_() or ""
+    cells = np.reshape(re.findall(r"<td[^>]*>([^<]*)</td>", html), (10, 4)).tolist()
+    assert cells[2:4] == [["0", "n/a", "n/a", "n/a"], ["1", "100.00%", "100.00%", "100.00%"]]
+    assert ("macro F1", "100.00%") in re.findall(FACT, html)
+
+
 def test_metrics_are_a_dict_and_a_table() -> None:
     generator = np.random.default_rng(0)
     measured = classification(generator.integers(0, 10, 2000), generator.dirichlet(np.ones(10), 2000))

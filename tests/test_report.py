@@ -55,10 +55,12 @@ RESULT |= metrics.classification(np.arange(10), np.eye(10))
 def test_metrics_match_scikit_learn(digits: tuple[int, ...]) -> None:
     _, labels, probabilities = predictions(500, 2, digits)
     result, predicted = metrics.classification(labels, probabilities), probabilities.argmax(axis=1)
-    theirs = sklearn.precision_recall_fscore_support(labels, predicted, labels=range(10), zero_division=0)
+    theirs = sklearn.precision_recall_fscore_support(labels, predicted, labels=digits, zero_division=0)
+    assert set(predicted) == set(range(10))  # absent digits are predicted too
     assert result["accuracy"] == pytest.approx((labels == predicted).mean(), abs=1e-12)
     for name, values in zip(("precision", "recall", "f1"), theirs, strict=False):
-        assert result[f"{name}_per_digit"] == pytest.approx(values.tolist(), abs=1e-6)
+        known = dict(zip(digits, values.tolist(), strict=True))
+        assert result[f"{name}_per_digit"] == pytest.approx([known.get(digit) for digit in range(10)], abs=1e-6)
         assert result[f"{name}_macro"] == pytest.approx(values.mean(), abs=1e-6)
     assert result["per_digit"] == result["recall_per_digit"]
     assert result["confusion_matrix"] == sklearn.confusion_matrix(labels, predicted, labels=range(10)).tolist()
@@ -67,6 +69,21 @@ def test_metrics_match_scikit_learn(digits: tuple[int, ...]) -> None:
     assert result["auroc_per_digit"].count(None) == 10 - len(digits)
     assert result["auroc_macro"] == pytest.approx(np.mean(each), abs=1e-6)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_absent_digits_are_not_counted() -> None:
+    labels = np.array([1, 4, 7])
+    right = metrics.classification(labels, np.eye(10)[labels])
+    assert [right[name] for name in ("accuracy", "precision_macro", "recall_macro", "f1_macro")] == [1, 1, 1, 1]
+    some = metrics.classification(labels, np.eye(10)[[1, 4, 9]])  # the absent 9 is predicted, and 7 never is
+    assert some["recall_macro"] == some["precision_macro"] == some["f1_macro"] == pytest.approx(2 / 3)
+    assert some["precision_per_digit"] == [None, 1, None, None, 1, None, None, 0, None, None]
+    lines = text.test_table(RESULT | some).splitlines()
+    assert lines[5] == "    0       0                n/a        n/a      n/a  -"
+    assert lines[12] == "    7       1              0.00%      0.00%    0.00%  9 (1x)"
+    assert texts(figures.per_digit(some))[45:] == ["n/a", "n/a", "n/a", "n/a", "0"]
+    assert metrics.frequent_mistakes(np.array(some["confusion_matrix"]), 10) == [(7, 9, 1, 1.0)]
+    assert page.index_html("Test", RESULT | some, {}, {}).count("<td>n/a</td>") == 7 * 4
 
 
 def test_reliability_bins_are_closed_on_the_right() -> None:

@@ -44,7 +44,7 @@ class DigitDataModule(L.LightningDataModule):
     Images stay uint8 in memory, on the training device where they fit. A batch is ``(images, labels)``: float images
     ``(B, 1, 28, 28)`` in [0, 1], augmented in training, and labels ``(B,)``; in prediction it is ``(images,)``. A
     source whose test images have no labels sets ``has_test_labels`` to False: it can predict, but not test. One whose
-    classes are not digits sets ``class_names``.
+    classes are not digits sets ``class_names``, ten of them, also if it has fewer classes.
 
     Args:
         batch_size: Images per training update and process.
@@ -60,7 +60,7 @@ class DigitDataModule(L.LightningDataModule):
         train_size: Number of training images to use; all by default. The validation images stay the same.
 
     Raises:
-        InputError: If a number is out of its range.
+        InputError: If a number is out of its range, or the class names are not ten different texts.
     """
 
     has_test_labels: ClassVar[bool] = True
@@ -79,6 +79,9 @@ class DigitDataModule(L.LightningDataModule):
         train_size: int | None = None,
     ) -> None:
         super().__init__()
+        names = self.class_names
+        if len(names) != 10 or len({name for name in names if isinstance(name, str)}) != 10:
+            raise InputError(f"class_names must be ten different texts, one for each label 0-9, got {names}")
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "train_size": train_size}
         for name, size in sizes.items():
             if size is not None and size < 1:

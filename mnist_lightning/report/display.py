@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mnist_lightning.report.text import noun
+from mnist_lightning.report.text import noun, number
 
 SHOWN = 60  # digits
 # What is shown of run.json and of metrics.json: a name, the key, and the form.
@@ -49,7 +49,7 @@ def show_metrics(metrics: Mapping[str, Any], page: Path) -> str:
     heads = [noun(metrics["class_names"]), "images", "accuracy = recall", "precision", "F1"]
     images = [f"{sum(row):,}" for row in metrics["confusion_matrix"]]
     columns = (metrics[name] for name in ("per_digit", "precision_per_digit", "f1_per_digit"))
-    shares = ([f"{share:.2%}" for share in column] for column in columns)
+    shares = ([number(share, ".2%") for share in column] for column in columns)
     table = [*zip(metrics["class_names"], images, *shares, strict=True)]
     return _render(title=title, facts=facts, heads=heads, table=table, page=page)
 

@@ -1,6 +1,6 @@
 """Test metrics from labels and probabilities: scikit-learn's scores and the calibration error."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,10 @@ class Metrics(dict[str, Any]):
 def classification(labels: Labels, probabilities: Probabilities) -> dict[str, Any]:
     """Return the metrics of a test as plain numbers and lists.
 
-    Macro metrics are unweighted means over the digits. The accuracy of a digit is its recall. Precision, recall and F1
-    are 0 where the formula divides by zero. AUROC compares each digit with the rest. It is None for a digit that is
-    absent, or the only one present, and ``auroc_macro`` is the mean over the others. If a probability is not finite,
-    all AUROC values and ``ece`` are None.
+    Macro metrics are unweighted means over the digits in the labels. A digit that is absent there has None, even if it
+    was predicted: it has no recall, and these mistakes already lower the recall of the true digits. The accuracy of a
+    digit is its recall. The precision of a digit that was never predicted is 0. AUROC compares each digit with the
+    rest, and is None for the only digit too. If a probability is not finite, all AUROC values and ``ece`` are None.
 
     Args:
         labels: True digits ``(N,)`` in 0-9, at least one.
@@ -60,26 +60,32 @@ def classification(labels: Labels, probabilities: Probabilities) -> dict[str, An
 
     predicted, confidence = decide(probabilities)
     correct = predicted == labels
-    precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, labels=DIGITS, zero_division=0.0)
+    *scores, images = precision_recall_fscore_support(labels, predicted, labels=DIGITS, zero_division=0.0)
+    precision, recall, f1 = np.where(images, scores, np.array(None)).tolist()
     auroc = [
         float(roc_auc_score(labels == digit, probabilities[:, digit])) if exists else None
         for digit, exists in enumerate(has_curves(labels, probabilities))
     ]
-    known = [value for value in auroc if value is not None]
     return {
         "accuracy": float(correct.mean()),
-        "precision_macro": float(precision.mean()),
-        "recall_macro": float(recall.mean()),
-        "f1_macro": float(f1.mean()),
-        "auroc_macro": float(np.mean(known)) if known else None,
+        "precision_macro": _mean(precision),
+        "recall_macro": _mean(recall),
+        "f1_macro": _mean(f1),
+        "auroc_macro": _mean(auroc),
         "ece": calibration_error(*reliability(confidence, correct)) if np.isfinite(probabilities).all() else None,
-        "per_digit": recall.tolist(),
-        "precision_per_digit": precision.tolist(),
-        "recall_per_digit": recall.tolist(),
-        "f1_per_digit": f1.tolist(),
+        "per_digit": recall,
+        "precision_per_digit": precision,
+        "recall_per_digit": recall,
+        "f1_per_digit": f1,
         "auroc_per_digit": auroc,
         "confusion_matrix": confusion(labels, probabilities).tolist(),
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that are not None, if there are any."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def confusion(labels: Labels, probabilities: Probabilities) -> Counts:

@@ -44,8 +44,8 @@ def test_table(metrics: Mapping[str, Any]) -> str:
     for digit, (accuracy, precision, f1, row) in enumerate(zip(*columns, strict=True)):
         wrong = [0 if predicted == digit else count for predicted, count in enumerate(row)]
         mistake = f"{names[wrong.index(max(wrong))]} ({max(wrong)}x)" if any(wrong) else "-"
-        name = names[digit].rjust(width)
-        lines.append(f"{name}  {sum(row):>6,}  {accuracy:>17.2%}  {precision:>9.2%}  {f1:>7.2%}  {mistake}")
+        name, shares = names[digit].rjust(width), [number(share, ".2%") for share in (accuracy, precision, f1)]
+        lines.append(f"{name}  {sum(row):>6,}  {shares[0]:>17}  {shares[1]:>9}  {shares[2]:>7}  {mistake}")
     if "robustness" in metrics:
         lines += ["", "accuracy on changed images"]
     for kind, accuracies in metrics.get("robustness", {}).items():
