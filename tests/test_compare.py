@@ -67,6 +67,26 @@ def test_groups(groups: list[dict[str, Any]]) -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.usefixtures("folder")
+def test_settings_that_are_not_the_default_separate_groups() -> None:
+    """Zeros, false and empty lists; but not what older and newer configurations write of the same default."""
+    mlp = {"class_path": "mnist_lightning.MLP", "init_args": {"dropout": 0.2}}
+    new = {"limit_val_batches": None, "limit_train_batches": 1.0, "max_steps": -1, "overfit_batches": 0.0, "x": False}
+    write("old", 42, 0.9, model={"net": mlp}, trainer={}, data={"train_size": 9})
+    write("new", 43, 0.9, model={"net": mlp}, trainer=new, data={"fold": 0, "folds": 0, "train_size": 9, "y": None})
+    for number, setting in enumerate([{"limit_val_batches": 0}, {"limit_val_batches": 0.0}, {"limit_val_batches": 1}]):
+        write(f"val_{number}", 42, 0.9, model={"net": mlp}, data={"train_size": 9}, trainer=setting)
+    for number, setting in enumerate([{"max_steps": 0}, {"limit_train_batches": 0}, {"overfit_batches": 1}]):
+        write(f"short_{number}", 42, 0.9, model={"net": mlp}, data={"train_size": 9}, trainer=setting)
+    for number, arguments in enumerate([{"dropout": 0}, {}, {"dropout": 0.2, "hidden_sizes": []}]):
+        write(f"net_{number}", 42, 0.9, model={"net": mlp | {"init_args": arguments}}, data={"train_size": 9})
+    groups = [sorted(Path(run).name for run in group["runs"]) for group in compare()]
+    alone = [["net_0"], ["net_1"], ["net_2"], ["short_0"], ["short_1"], ["short_2"], ["val_2"]]
+    assert sorted(groups) == sorted([["new", "old"], ["val_0", "val_1"], *alone])
+    named = {group["name"]: group["settings"].get("limit_val_batches") for group in compare()}
+    assert (named["val"], named["val_2"]) == (0, 1)
+
+
 def answering(name: str, wrong: range, **data: Any) -> Run:
     """A run that answers the images of UCI's digits correctly but for a range."""
     run = Run(Path(name), None, DigitClassifier(MLP([2])), UCIDigits(**data))
@@ -84,15 +104,20 @@ def answering(name: str, wrong: range, **data: Any) -> Run:
 @pytest.mark.parametrize(
     ("only_a", "only_b", "p", "verdict"),  # p is twice the probability of as few heads of n coins
     [
-        (8, 2, 2 * (1 + 10 + 45) / 2**10, "p = 0.109 on 10 images where one is wrong): this could be chance."),
+        (8, 2, 2 * (1 + 10 + 45) / 2**10, "This could be chance: McNemar p = 0.109 on 10 images where one is wrong."),
         (
             1,
             9,
             2 * (1 + 10) / 2**10,
-            "p = 0.021 on 10 images where one is wrong): this is unlikely to be chance, though",
+            "This is unlikely to be chance, though more seeds may change it: McNemar p = 0.021",
         ),
-        (0, 20, 2 / 2**20, "p < 0.001 on 20 images where one is wrong): this is unlikely to be chance, though"),
-        (0, 0, 1, "a and b have the same validation accuracy (95% interval 0.00 to 0.00; McNemar p = 1.000 on 0"),
+        (
+            0,
+            20,
+            2 / 2**20,
+            "McNemar p < 0.001 on 20 images where one is wrong. The 95% interval of the difference is",
+        ),
+        (0, 0, 1, "a and b have the same validation accuracy. This could be chance: McNemar p = 1.000 on 0 images"),
     ],
 )
 def test_mcnemar(only_a: int, only_b: int, p: float, verdict: str) -> None:
@@ -113,10 +138,11 @@ def test_groups_of_runs(tmp_path: Path, groups: list[dict[str, Any]]) -> None:
     found = contrast(a, [answering(f"runs/b_{number}", range(30 + number)) for number in range(3)])
     assert found.accuracies == pytest.approx((1 - 15 / 287, 1 - 31 / 287))
     assert (found.answers[1] != a[0].data.val_set.arrays()[1]).sum() == 31  # type: ignore[union-attr]  # two of three
-    assert found.sentence.startswith("a is better than b by 5.57 points of validation accuracy (95% interval ")
-    assert (
-        "images where the mean answer of one is wrong): this is unlikely to be chance, though more seeds"
-        in found.sentence
+    low, high = (f"{100 * end:.2f}" for end in found.interval)
+    assert found.sentence == (
+        "a is better than b by 5.57 points of validation accuracy. This is unlikely to be chance, though more seeds "
+        f"may change it: the 95% interval of the difference between the mean accuracies is {low} to {high}. Another "
+        "question is whether the averaged answers differ: McNemar p < 0.001 on 31 images where one is wrong."
     )
     page = write_comparison(tmp_path / "page", groups, found)
     assert (found.sentence in html.unescape(page.read_text()), page.read_text().count("<img")) == (
@@ -125,6 +151,15 @@ def test_groups_of_runs(tmp_path: Path, groups: list[dict[str, Any]]) -> None:
     )
     row = list(csv.DictReader(page.with_name("compare.csv").open()))[1]
     assert [row[name] for name in ("name", "net", "n", "test_std")] == ["mlp", "MLP", "3", ""]
+
+
+def test_groups_whose_averaged_answers_differ_though_their_means_do_not() -> None:
+    """Each run of b is wrong elsewhere, so its ensemble is always right; but the mean accuracies are the same."""
+    a = [answering(f"runs/a_{number}", range(30)) for number in range(5)]
+    b = [answering(f"runs/b_{number}", range(30 * number, 30 * number + 30)) for number in range(5)]
+    found = contrast(a, b)
+    assert (found.p_value < 0.001, found.could_be_chance, found.only) == (True, True, (0, 30))
+    assert "have the same validation accuracy. This could be chance: the 95% interval of" in found.sentence
 
 
 def test_other_images() -> None:

@@ -68,6 +68,8 @@ def test_a_run_is_read_or_resumed_or_refused(folder: Path) -> None:
     assert (where / "run.json").stat().st_mtime_ns == before
     with pytest.raises(InputError, match=r"has other settings \(trainer.max_epochs 1, now 2\): give another"):
         finish([*FLAGS, "--epochs", "2"], where)
+    with pytest.raises(InputError, match=r"has other settings \(trainer.limit_val_batches None, now 0"):
+        finish([*FLAGS, "--trainer.limit_val_batches", "0"], where)
     record = (where / "run.json").read_text()
     (where / "run.json").write_text(record.replace('"finished": true', '"finished": false'))
     assert finish(FLAGS, where).record["finished"]

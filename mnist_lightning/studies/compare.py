@@ -20,6 +20,9 @@ IGNORED = re.compile(
     r"seed_everything|seeds|name|ckpt_path|data\.(data_dir|mirrors|eval_batch_size)|"
     r"trainer\.(default_root_dir|logger|profiler|log_every_n_steps|num_sanity_val_steps|model_registry|enable_\w+)"
 )
+# What a setting means that is missing or null, where that is not "off".
+DEFAULTS: dict[str, Any] = {"data.folds": 0, "data.fold": 0, "trainer.max_epochs": 10, "trainer.max_steps": -1}
+DEFAULTS |= {"trainer.limit_train_batches": 1.0, "trainer.limit_val_batches": 1.0, "trainer.overfit_batches": 0}
 COLUMNS = ("name", "runs", "validation", "test", "seconds", "parameters", "settings")  # of the table
 LONGEST = 100  # characters of settings in the terminal
 
@@ -28,8 +31,9 @@ def compare(paths: Sequence[str | Path] = (LOG_DIR,)) -> list[dict[str, Any]]:
     """Return a dict for each group of runs whose settings differ in the seed alone, the best on validation first.
 
     It imports neither torch nor NumPy. Settings that cannot change the result, such as folders and the progress bar,
-    are not compared; null, 0, false and a missing setting count as the same. Left out are runs that are not finished,
-    and folders without a valid ``run.json`` and ``config.yaml``.
+    are not compared. Null and a missing setting mean the default, which is in ``DEFAULTS``, or off, as false is. So 0
+    is a value like any other. Left out are runs that are not finished, and folders without a valid ``run.json`` and
+    ``config.yaml``.
 
     ``name`` is what the names of the ``runs`` have in common, and ``settings`` are those that differ between the
     groups. ``validation`` and ``test`` are mean accuracies in [0, 1], the latter of the runs that were tested, and
@@ -53,7 +57,7 @@ def compare(paths: Sequence[str | Path] = (LOG_DIR,)) -> list[dict[str, Any]]:
         except Exception:  # missing or damaged, which PyYAML may say with any error
             continue
         if settings and record.get("finished", len(record) > 0):
-            same = frozenset((name, repr(value)) for name, value in settings.items() if value)
+            same = frozenset(meaning(settings).items())
             test = read_json(folder / "report" / "metrics.json").get("accuracy")
             found.setdefault(same, (settings, {}))[1][folder] = record | {"test": test}
     names = names_of([[*runs] for _, runs in found.values()])
@@ -107,10 +111,17 @@ def _flatten(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flatten(part, inner)
 
 
+def meaning(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return what settings mean, as texts: those that are off are left out, as they are in older configurations."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    return {name: repr(value or 0) for name, value in (DEFAULTS | given).items() if value is not False}
+
+
 def _differences(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the settings of each group that differ between groups, under their last words; the Trainer's are last."""
     every = sorted({name: 0 for group in groups for name in group}, key=lambda name: name.startswith("trainer."))
-    differ = [name for name in every if len({repr(group.get(name) or None) for group in groups}) > 1]
+    meanings = [*map(meaning, groups)]
+    differ = [name for name in every if len({group.get(name) for group in meanings}) > 1]
     last = [re.sub(r".*\.(?=[a-z])", "", name) for name in differ]
     short = {name: end if last.count(end) == 1 else name for name, end in zip(differ, last, strict=True)}
     return [{short[name]: group[name] for name in differ if name in group} for group in groups]

@@ -36,9 +36,11 @@ class Contrast(NamedTuple):
         """Whether the difference could be chance.
 
         Of two single runs McNemar's test decides: p < 0.05 says that other images would favour the same one of these
-        two networks. It does not say that its settings are better: another seed could reverse the order. Otherwise
-        the interval decides: is 0 outside? It contains the spread between the seeds of a side that has several runs; of
-        fewer than five it is too narrow.
+        two networks. It does not say that its settings are better: another seed could reverse the order.
+
+        Otherwise the interval of the difference between the mean accuracies decides: is 0 outside? It contains the
+        spread between the seeds of a side that has several runs; of fewer than five it is too narrow. McNemar's test
+        then decides nothing: it asks whether the averaged answers differ, which are those of two ensembles.
 
         Not covered: the best epoch was chosen on the validation images, which favours the side with more epochs. And
         of many pairs without any true difference, one in twenty seems to have one.
@@ -47,7 +49,7 @@ class Contrast(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """Which side is better, and whether that could be chance."""
+        """Which side is better, whether that could be chance, and which question decided it; then the other one."""
         (low, high), points = self.interval, 100 * (self.accuracies[0] - self.accuracies[1])
         better, worse = self.names
         if points < 0:
@@ -56,11 +58,15 @@ class Contrast(NamedTuple):
         if points < 0.005:
             text = f"{better} and {worse} have the same {self.split} accuracy"
         p = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.3f}"
-        which = "one" if self.runs == (1, 1) else "the mean answer of one"
-        why = f"McNemar {p} on {len(self.rows):,} images where {which} is wrong"
+        mcnemar = f"McNemar {p} on {len(self.rows):,} images where one is wrong"
+        interval = f"{100 * low:z.2f} to {100 * high:z.2f}"
+        why = f"the 95% interval of the difference between the mean accuracies is {interval}. "
+        why += f"Another question is whether the averaged answers differ: {mcnemar}"
+        if self.runs == (1, 1):
+            why = f"{mcnemar}. The 95% interval of the difference is {interval}"
         doubt = "" if min(self.runs) >= 5 else ", though more seeds may change it"
-        verdict = "this could be chance" if self.could_be_chance else f"this is unlikely to be chance{doubt}"
-        return printable(f"{text} (95% interval {100 * low:z.2f} to {100 * high:z.2f}; {why}): {verdict}.")
+        verdict = "This could be chance" if self.could_be_chance else f"This is unlikely to be chance{doubt}"
+        return printable(f"{text}. {verdict}: {why}.")
 
     def sections(self) -> dict[str, list[Any]]:
         """Return what a page shows: the two sides, and images that only one of them answers correctly."""

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mnist_lightning.errors import InputError
 from mnist_lightning.parsing import FitCLI, look_ahead
-from mnist_lightning.studies.compare import settings_in
+from mnist_lightning.studies.compare import meaning, settings_in
 from mnist_lightning.training.fit import fit
 from mnist_lightning.training.run import Run, as_list, find_last, load_run
 from mnist_lightning.usage import expand
@@ -93,8 +93,8 @@ def shared_settings(flags: Sequence[str]) -> FitCLI:
 def difference(earlier: str, now: str) -> str:
     """Return the first setting in which two contents of ``config.yaml`` differ, but for the seed; empty if none."""
     was, becomes = settings_in(earlier), settings_in(now)
-    changed = (name for name in was | becomes if (was.get(name) or None) != (becomes.get(name) or None))
-    name = next(changed, "")
+    changed = {name for name, _ in meaning(was).items() ^ meaning(becomes).items()}
+    name = next((name for name in was | becomes if name in changed), "")
     return name and f"{name} {was.get(name)}, now {becomes.get(name)}"
 
 
