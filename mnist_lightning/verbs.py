@@ -200,7 +200,7 @@ def _tune(args: Sequence[str]) -> None:
     settings = {name: value for name, value in vars(own).items() if name != "space"}
     study = tune(read_config(Path(own.space)), flags, **settings, callbacks=[CommandLine()])
     folder = study_folder(flags, own.name)
-    rest = f"Page and best.yaml: {folder}/" if (folder / "best.yaml").exists() else "Other workers go on."
+    rest = f"Page and best.yaml: {folder}/" if (folder / "best.yaml").exists() else "There is no best.yaml yet."
     say(f"\n{study_table(study)}\n\n{rest}")
 
 

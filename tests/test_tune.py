@@ -1,15 +1,21 @@
 """The search for settings: its space, its trials, its files, and trials whose worker died."""
 
 import csv
+import html
+import re
 import subprocess
 import sys
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import torch
 import yaml
 from conftest import ROOT
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
@@ -102,8 +108,6 @@ def test_study_ends_with_its_trials_and_continues(capsys: pytest.CaptureFixture[
         tune(SPACE, FLAGS, 1, name="again")
     with pytest.raises(InputError, match="and the storage have different studies"):
         tune(SPACE, FLAGS, 5, storage="other.log")
-    with pytest.raises(InputError, match="no epoch was validated"):
-        tune(SPACE, [*FLAGS, "--trainer.check_val_every_n_epoch", "5"], 1, name="blind")
 
 
 @pytest.mark.usefixtures("folder")
@@ -131,6 +135,60 @@ def test_trial_of_a_dead_worker_is_tried_once_more() -> None:
     assert [trials[3].params, trials[5].params] == [trials[2].params, trials[1].params]
     assert {path.name for path in STUDY.glob(".*")} == {".lock"}
     assert {path.name for path in STUDY.glob("trial_*")} == {f"trial_000{number}" for number in (0, 3, 4, 5, 7)}
+
+
+class Fails(Callback):
+    """Raise an error in some trials, counted from 0."""
+
+    def __init__(self, trials: Container[int], error: BaseException) -> None:
+        self.trials, self.error, self.seen = trials, error, -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seen += 1
+        if self.seen in self.trials:
+            raise self.error
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_trial_that_fails_is_listed_and_the_study_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate <b>")
+    study = tune(SPACE, FLAGS, 4, callbacks=[Fails([0, 2], error)], pruner="none")
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "FAIL", "COMPLETE"]
+    reason = r"OutOfMemoryError: CUDA out of memory.\nTried to allocate <b>"
+    rows = [*csv.DictReader((STUDY / "trials.csv").open())]
+    assert [(row["state"], row["error"]) for row in rows[:2]] == [("FAIL", reason), ("COMPLETE", "")]
+    assert [row["folder"] for row in rows] == ["", "trial_0001", "", "trial_0003"]
+    assert f"trial  0  {reason}  0  " in capsys.readouterr().out
+    best, failed = study_table(study).split("\n\n")
+    assert (len(best.splitlines()), best.split()[0]) == (3, "trial")
+    assert [re.split("  +", line)[:3] for line in failed.splitlines()[1:]] == [["0", reason, "0"], ["2", reason, "0"]]
+    page = html.unescape((STUDY / "index.html").read_text())
+    assert (page.count(reason), ">Failed trials</h2>" in page) == (2, True)
+    assert len(tune(SPACE, FLAGS, 4).trials) == 4  # they count, and are not tried again
+    assert {path.name for path in STUDY.glob(".*")} == {".lock"}
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_interrupted_trial_stops_its_worker_and_is_tried_once_more() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        tune(SPACE, FLAGS, 2, callbacks=[Fails([0], KeyboardInterrupt())])
+    study = tune(SPACE, FLAGS, 2)
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert (study.trials[1].user_attrs, study.trials[1].params) == ({"retry_of": 0}, study.trials[0].params)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_mistake_that_fails_every_trial_stops_the_study() -> None:
+    message = "trials fail, 5 in a row: RuntimeError: no GPU; to go on all the same, repeat the command"
+    with pytest.raises(InputError, match=message):
+        tune(SPACE, FLAGS, 1000, callbacks=[Fails(range(1000), RuntimeError("no GPU"))])
+    study = tune(SPACE, FLAGS, 7)
+    assert numbers(study, TrialState.COMPLETE) == [5, 6]
+    with pytest.raises(InputError, match="trials fail, 1 in a row: InputError: no epoch was validated"):
+        tune(SPACE, [*FLAGS, "--trainer.check_val_every_n_epoch", "5"], 1, name="blind")
+    assert (
+        study_table(tune(SPACE, [*FLAGS, "--trainer.check_val_every_n_epoch", "5"], 1, name="blind")).count("\n") == 1
+    )
 
 
 @pytest.mark.usefixtures("folder")

@@ -2,7 +2,8 @@
 
 Any number of workers, on one machine or on many, share a study: a folder that all of them see. A trial's worker locks a
 file of its own there while it lives, and the operating system unlocks it whatever ends the worker. So whoever
-takes the next trial sees which running trials are dead: these fail, and are tried once more.
+takes the next trial sees which running trials are dead: these fail, and are tried once more. A trial that raises an
+error fails too, but is not tried again, and counts as one of the trials.
 """
 
 import io
@@ -23,7 +24,7 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
-from mnist_lightning.errors import InputError, needs
+from mnist_lightning.errors import InputError, needs, printable
 from mnist_lightning.files import write_atomic
 from mnist_lightning.studies.train import ALONE, part_of_a_study, study_folder, train
 
@@ -37,7 +38,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from mnist_lightning.studies.tune_report import DONE, best_trial, cells, trial_folder, write_study
+from mnist_lightning.studies.tune_report import DONE, best_trial, cells, finished, trial_folder, write_study
 from mnist_lightning.studies.tune_space import as_flags, check, read_distributions
 
 PRUNERS = {"median": MedianPruner, "hyperband": HyperbandPruner, "none": NopPruner}
@@ -74,7 +75,8 @@ def tune(
         callbacks: Lightning callbacks of each trial; other processes do not get them.
 
     Raises:
-        InputError: If an argument is invalid, or the folder has a study with another space or other flags.
+        InputError: If an argument is invalid, the folder has a study with another space or other flags, or all of five
+            trials in a row failed.
     """
     if not 1 <= workers <= (cores := count_cores()):
         raise InputError(f"workers must be from 1 to {cores}, the number of CPU cores here, got {workers}")
@@ -97,6 +99,7 @@ def tune(
             own = [f"--{key}={value}" for key, value in options.items()]
             _run_workers(workers, [*own, *([f"--storage={storage}"] if storage else []), *flags], show)
             return study
+        failures = 0
         while True:
             with lock:
                 if (trial := _claim(study, distributions, folder, trials)) is None:
@@ -110,7 +113,13 @@ def tune(
                     study.tell(trial, **result)
                     _remove_checkpoints(study, folder)
             Path(alive.lock.lock_file).unlink(missing_ok=True)  # on Windows it is removed already
+            failures = failures + 1 if result.get("state") == TrialState.FAIL else 0
             show()
+            if failures == min(5, trials):  # then the mistake is elsewhere
+                error = trial.user_attrs["error"]
+                raise InputError(
+                    f"trials fail, {failures} in a row: {error}; to go on all the same, repeat the command"
+                )
 
 
 def count_cores() -> int:
@@ -131,7 +140,7 @@ def _open(storage: str, name: str, pruner: str) -> optuna.Study:
 
 
 def _open_journal(path: str) -> JournalStorage:
-    lock = FileLock(f"{path}.lock")  # Optuna's own lock would outlive a killed process
+    lock = FileLock(f"{path}.lock")  # Optuna's own outlives a killed process, and expires for a slow one too
     with lock, open(path, "ab+") as file:
         file.seek(0)
         content = file.read()
@@ -157,7 +166,7 @@ def _claim(study: optuna.Study, space: Mapping[str, BaseDistribution], folder: P
             dead.append(lock)
     for lock in dead:
         Path(lock.lock_file).unlink(missing_ok=True)
-    taken = study.get_trials(deepcopy=False, states=[TrialState.RUNNING, *DONE])
+    taken = finished(study) + study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
     return study.ask(dict(space)) if len(taken) < trials else None
 
 
@@ -180,13 +189,18 @@ class Reporter(Callback):
 
 
 def _run(trial: Trial, flags: Sequence[str], folder: Path, callbacks: Sequence[Callback]) -> dict[str, Any]:
-    """Train, and return what to tell the study."""
+    """Train, and return what to tell the study; an error becomes the trial's, since other settings may work."""
     reporter = Reporter(trial)
     own = ALONE | {"logger": False, "log_dir": folder.absolute(), "name": trial_folder(trial.number)}
-    with part_of_a_study(), redirect_stdout(io.StringIO()):  # a trial that diverges is no news here
-        run = train([*flags, *as_flags(trial.params)], [reporter, *callbacks], **own)
-    if run.best_val_acc is None:
-        raise InputError("no epoch was validated, so there is nothing to compare: check the flags of fit")
+    try:
+        with part_of_a_study(), redirect_stdout(io.StringIO()):  # a trial that diverges is no news here
+            run = train([*flags, *as_flags(trial.params)], [reporter, *callbacks], **own)
+        if run.best_val_acc is None:
+            raise InputError("no epoch was validated, so there is nothing to compare: check the flags of fit")
+    except Exception as error:
+        trial.set_user_attr("error", printable(f"{type(error).__name__}: {error!s:.200}"))
+        shutil.rmtree(folder / trial_folder(trial.number), ignore_errors=True)
+        return {"state": TrialState.FAIL}
     return {"state": TrialState.PRUNED} if reporter.pruned else {"values": run.best_val_acc}
 
 
@@ -201,11 +215,11 @@ def _remove_checkpoints(study: optuna.Study, folder: Path) -> None:
 @contextmanager
 def _progress(study: optuna.Study, trials: int) -> Iterator[Callable[[], None]]:
     """Show the finished trials of all workers as a bar, or without a terminal as lines: a function that looks again."""
-    seen = {each.number for each in study.get_trials(deepcopy=False, states=DONE)}
+    seen = {each.number for each in finished(study)}
     with tqdm(total=trials, initial=len(seen), file=sys.stdout, disable=None, leave=False) as bar:
 
         def show() -> None:
-            for each in study.get_trials(deepcopy=False, states=DONE):
+            for each in finished(study):
                 if each.number not in seen:
                     seen.add(each.number)
                     bar.update()

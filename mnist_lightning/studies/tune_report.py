@@ -32,6 +32,12 @@ def best_trial(study: optuna.Study) -> FrozenTrial | None:
     return max(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]), key=_value, default=None)
 
 
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that count: those that are done, and those that failed with an error, not with their worker."""
+    ended = study.get_trials(deepcopy=False, states=[*DONE, TrialState.FAIL])
+    return [each for each in ended if each.state in DONE or "error" in each.user_attrs]
+
+
 def trial_folder(number: int) -> str:
     """Return the name of a trial's run folder."""
     return f"trial_{number:04}"
@@ -43,15 +49,17 @@ def tidy(value: Any) -> Any:
 
 
 def cells(trial: FrozenTrial) -> list[str]:
-    """Return the number, the accuracy, the epochs, the seconds and the settings of a finished trial."""
-    epochs = f"{(trial.last_step or 0) + 1}{', pruned' if trial.state == TrialState.PRUNED else ''}"
+    """Return the number, the accuracy or the error, the epochs, the seconds and the settings of a finished trial."""
+    epochs = 0 if trial.last_step is None else trial.last_step + 1
+    accuracy = trial.user_attrs.get("error", f"{_value(trial):.2%}")
     settings = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in trial.params.values())
-    return [str(trial.number), f"{_value(trial):.2%}", epochs, f"{_seconds(trial):.1f}", *settings]
+    words = f"{epochs}{', pruned' if trial.state == TrialState.PRUNED else ''}"
+    return [str(trial.number), accuracy, words, f"{_seconds(trial):.1f}", *settings]
 
 
 def study_table(study: optuna.Study) -> str:
-    """Return the best ten trials as a text table."""
-    return text_table(_best(study))
+    """Return the best ten trials as a text table, and those that failed as another one."""
+    return "\n\n".join(map(text_table, _tables(study)))
 
 
 def write_study(study: optuna.Study, folder: Path, space: Mapping[str, BaseDistribution]) -> None:
@@ -67,7 +75,8 @@ def write_study(study: optuna.Study, folder: Path, space: Mapping[str, BaseDistr
     trials = [each for each in study.get_trials(deepcopy=False) if each.state.is_finished()]
     rows: list[dict[str, Any]] = []
     for each in trials:
-        row = {"number": each.number, "state": each.state.name, "accuracy": each.value}
+        error = each.user_attrs.get("error")
+        row = {"number": each.number, "state": each.state.name, "error": error, "accuracy": each.value}
         row |= {"seconds": round(_seconds(each), 2), **{name: tidy(each.params.get(name)) for name in space}}
         name = trial_folder(each.number)
         rows.append(row | {"folder": name if (folder / name).exists() else ""})
@@ -78,7 +87,6 @@ def write_study(study: optuna.Study, folder: Path, space: Mapping[str, BaseDistr
     recipe = (folder / trial_folder(best.number) / "config.yaml").read_text(encoding="utf-8")
     write_atomic(folder / "best.yaml", f"# {header}\n#\n#   {command}\n#\n# Found: {found}\n{recipe}")
     done = [each for each in trials if each.state in DONE]
-    columns, *best_rows = _best(study)
     headline = {
         "Best validation accuracy": f"{best.value:.2%}",
         "Trials": str(len(done)),
@@ -91,14 +99,17 @@ def write_study(study: optuna.Study, folder: Path, space: Mapping[str, BaseDistr
         pictures.append(Picture(by_optuna(lines, study, 10), "Parallel coordinates of the complete trials", wide=True))
         pictures.append(Picture(by_optuna(shares, study, 7), "Importance of each setting", "Shares, by PED-ANOVA."))
     lead = f"Trial {best.number} is the best: {found}. To train with its settings: {command}"
-    sections: dict[str, list[Any]] = {"Best trials": [Table(columns, best_rows)], "All trials": pictures}
+    tables = [Table(columns, rows) for columns, *rows in _tables(study)]
+    sections: dict[str, list[Any]] = {"Best trials": tables[:1], "Failed trials": tables[1:], "All trials": pictures}
     write_page(folder, f"Study {study.study_name}", lead, headline, sections)
 
 
-def _best(study: optuna.Study) -> list[Sequence[str]]:
-    trials = study.get_trials(deepcopy=False, states=DONE)
-    trials.sort(key=lambda each: (each.state != TrialState.COMPLETE, -_value(each)))
-    return [[*COLUMNS, *trials[0].params], *map(cells, trials[:10])] if trials else [COLUMNS]
+def _tables(study: optuna.Study) -> list[list[Sequence[str]]]:
+    """Return the headings and the rows of the best ten trials, and of those that failed."""
+    trials = sorted(finished(study), key=lambda each: (each.state != TrialState.COMPLETE, -_value(each)))
+    done = [each for each in trials if each.state in DONE][:10]
+    failed = [each for each in trials if each.state == TrialState.FAIL]
+    return [[[*COLUMNS, *some[0].params], *map(cells, some)] for some in (done, failed) if some]
 
 
 def _value(trial: FrozenTrial) -> float:

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -21,6 +22,14 @@ from optuna.trial import TrialState
 TUNE = ("--space", str(ROOT / "configs/tune/mlp.yaml"), "--data", "UCIDigits", "--epochs", "1", "--trials", "64")
 
 
+def wait_until(done: Callable[[], object], seconds: float = 600) -> None:
+    """Wait until a call returns something true; fail if that takes too long."""
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, f"nothing happened in {seconds} s"
+        time.sleep(0.001)
+
+
 def kill_a_worker(folder: Path, study: optuna.Study) -> int | None:
     """Kill a process on this machine that trains a trial of a study, and return the trial's number."""
     for link in Path("/proc").glob("[0-9]*/fd/*"):
@@ -28,8 +37,7 @@ def kill_a_worker(folder: Path, study: optuna.Study) -> int | None:
             if found := re.fullmatch(rf"{folder}/\.trial_(\d+)\.lock", os.readlink(link)):
                 number, process = int(found[1]), int(link.parts[2])
                 os.kill(process, signal.SIGSTOP)
-                while " T " not in Path(f"/proc/{process}/stat").read_text():
-                    pass
+                wait_until(lambda: re.search(" [TZ] ", Path(f"/proc/{process}/stat").read_text()))  # noqa: B023
                 is_running = study.trials[number].state == TrialState.RUNNING
                 os.kill(process, signal.SIGKILL if is_running else signal.SIGCONT)
                 if is_running:
@@ -98,10 +106,20 @@ def test_workers_share_a_database(folder: Path) -> None:
         command = [sys.executable, "-m", "mnist_lightning", "tune", *TUNE, "--storage", url]
         how = {"env": os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}}
         workers = [subprocess.Popen(command, **how) for _ in range(8)]
-        while not (folder / "lightning_logs/tune/space.yaml").exists():
+        killed: list[int] = []
+
+        def kill() -> bool:
             assert workers[0].poll() is None
-        study = optuna.load_study(study_name="tune", storage=url)
-        while (killed := kill_a_worker(folder / "lightning_logs/tune", study)) is None:
-            assert workers[0].poll() is None
-        assert sorted(worker.wait(300) for worker in workers) == [-signal.SIGKILL] + [0] * 7
-        check(study, folder / "lightning_logs/tune", killed)
+            number = kill_a_worker(folder / "lightning_logs/tune", study)
+            return number is not None and not killed.append(number)
+
+        try:
+            space = folder / "lightning_logs/tune/space.yaml"
+            wait_until(lambda: workers[0].poll() is not None or space.exists())
+            study = optuna.load_study(study_name="tune", storage=url)
+            wait_until(kill)
+            assert sorted(worker.wait(300) for worker in workers) == [-signal.SIGKILL] + [0] * 7
+        finally:
+            for worker in workers:
+                worker.kill()
+        check(study, folder / "lightning_logs/tune", killed[0])
