@@ -96,7 +96,7 @@ def test_history(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) 
     path = tmp_path_factory.getbasetemp() / "metrics.csv"
     path.write_bytes(spoil(data, b"epoch,step,val/acc\n0,35,0.5\n1,71,\n"))
     rows = attempt(read_history, path)
-    assert rows is None or all(int(row["epoch"]) + int(row["step"]) is not None for row in rows)
+    assert rows is None or all(int(row["epoch"] or 0) + int(row["step"]) is not None for row in rows)
 
 
 @given(st.data(), JSON)

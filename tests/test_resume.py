@@ -1,10 +1,12 @@
 """A run that is stopped at any time and resumed ends with the bits of the undisturbed run."""
 
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,17 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from mnist_lightning import MLP, DigitClassifier, DigitDataModule, fit
+from mnist_lightning import MLP, DigitClassifier, DigitDataModule, fit, load_run
 from mnist_lightning.cli import main
 from mnist_lightning.data.loader import BatchLoader
 from mnist_lightning.errors import InputError
+from mnist_lightning.training import loggers
+from mnist_lightning.training.loggers import read_history
+from mnist_lightning.training.quiet import quieten
 
 
 class Noise(nn.Module):
@@ -173,6 +178,97 @@ def test_orders_differ() -> None:
     thirds = [order(42, 0, rank, 3) for rank in range(3)]  # 100 rows: 34 each
     assert [len(third) for third in thirds] == [34, 34, 34]
     assert set().union(*thirds) == set(rows.tolist())
+
+
+class Rate(LearningRateMonitor):
+    """A row of the history for each update, and a second call for some of them."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        pl_module.log("loss", outputs["loss"])
+
+
+STEPS: dict[str, Any] = {"max_epochs": 4, "log_every_n_steps": 1}
+
+
+def test_history_of_each_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written whole at epochs' ends and stops, and appended to between; all rows are there, and exact."""
+    writes: list[int] = []
+    write = loggers.write_csv
+    monkeypatch.setattr(loggers, "write_csv", lambda *args: writes.append(1) or write(*args))
+    whole = train(tmp_path / "whole", Rate("step"), **STEPS)
+    assert len(writes) <= 2 * 4 + 3  # new columns, and the end
+    lines = (whole.folder / "metrics.csv").read_text().splitlines()
+    assert lines[0] == "epoch,step,loss,lr,lr-Adam,train/acc,train/loss,val/acc,val/loss"
+    assert [line.split(",")[:2] for line in lines[1:]] == [[str(step // 10), str(step)] for step in range(40)]
+    assert [row["step"] for row in whole.history] == [*range(40)]
+    assert all({"loss", "lr-Adam"} <= row.keys() for row in whole.history)
+    assert [row["step"] for row in whole.history if "val/acc" in row] == [9, 19, 29, 39]
+    with pytest.raises(RuntimeError, match="own"):
+        train(tmp_path / "a", Rate("step"), StopAt(25, error=RuntimeError("own")), **STEPS)
+    folder = tmp_path / "a/version_0"
+    rows = read_history(folder / "metrics.csv")
+    assert [row["step"] for row in rows] == [line.split(",")[1] for line in lines[1:27]]  # the rate of the next one
+    assert [row["loss"] for row in rows[:25]] == [line.split(",")[2] for line in lines[1:26]]
+    assert (folder / "curves.png").exists()
+    assert_same(train(tmp_path / "a", Rate("step"), resume="last", **STEPS).folder, whole.folder)
+
+
+class Copy(Callback):
+    """Copy the run folder before an update, as a kill would leave it."""
+
+    def __init__(self, step: int, target: Path) -> None:
+        self.step, self.target = step, target
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            shutil.copytree(trainer.default_root_dir, self.target)
+
+
+@pytest.mark.parametrize("torn", [b"", b"2,2", b"2,25,0.1,,0.0"])
+@pytest.mark.parametrize("step", [20, 25])
+def test_history_after_a_kill(step: int, torn: bytes, tmp_path: Path) -> None:
+    """A killed run has every row on the disk, perhaps a part of the next one, and is resumed exactly."""
+    whole = train(tmp_path / "whole", Rate("step"), Copy(step, tmp_path / "killed"), **STEPS)
+    path = tmp_path / "killed/metrics.csv"
+    with path.open("ab") as file:
+        file.write(torn)
+    rows = load_run(tmp_path / "killed").history
+    assert rows[:step] == whole.history[:step]
+    assert_same(train(tmp_path, Rate("step"), resume=tmp_path / "killed", **STEPS).folder, whole.folder)
+
+
+def test_history_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows refuses while a spreadsheet shows the file: it is said, training goes on, and the next write has all."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    logger = loggers.HistoryLogger(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(loggers, "write_csv", refuse)
+        with pytest.warns(UserWarning, match=r"metrics.csv cannot be written: Permission denied; close the program"):
+            logger.log_metrics({"epoch": 0, "loss": 1.0}, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        logger.log_metrics({"epoch": 0, "loss": 2.0}, 1)
+    logger.write()
+    assert (tmp_path / "metrics.csv").read_text() == "epoch,step,loss\n0,0,1\n0,1,2\n"
+
+
+def test_messages_are_filtered_once() -> None:
+    names = [f"lightning.{name}" for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed")]
+
+    def count() -> list[int]:
+        return [len(warnings.filters), *(len(logging.getLogger(name).filters) for name in names)]
+
+    quieten()
+    before = count()
+    quieten()
+    assert count() == before
+    news, other = (logging.LogRecord("x", 20, "", 0, text, None, None) for text in ("Restarting", "GPU available: no"))
+    logger = logging.getLogger(names[0])
+    assert logger.filter(news)
+    assert not logger.filter(other)
 
 
 def test_error_in_first_epoch_leaves_nothing(tmp_path: Path) -> None:

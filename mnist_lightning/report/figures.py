@@ -70,7 +70,7 @@ def curves(history: Sequence[Mapping[str, str]]) -> Figure:
     """
     # Validation may run in the middle of an epoch, so the update gives a point's place.
     first = next((row for row in history if row.get("train/loss")), history[0])
-    updates_per_epoch = (int(first["step"]) + 1) / (int(first["epoch"]) + 1)
+    updates_per_epoch = (int(first["step"]) + 1) / (int(first["epoch"] or 0) + 1)  # LearningRateMonitor names none
     figure = Figure(figsize=(5.2, 7), layout="constrained")
     upper, lower = figure.subplots(2, 1)
     for axis, metric, title in ((upper, "acc", "Accuracy"), (lower, "loss", "Loss (cross-entropy, nats)")):

@@ -29,7 +29,7 @@ from mnist_lightning.models.classify import classify
 from mnist_lightning.models.ensemble import TestTimeAugmentation
 from mnist_lightning.models.layers import layer_table
 from mnist_lightning.report.metrics import Metrics
-from mnist_lightning.training.loggers import TensorBoardRunLogger, read_history
+from mnist_lightning.training.loggers import HistoryLogger, TensorBoardRunLogger, read_history
 
 PACKAGES = ("mnist-lightning", "torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy")
 
@@ -138,6 +138,9 @@ class RunRecord(Callback):
             "finished": finished,
         }
         write_atomic(self.folder / "run.json", json.dumps(record, indent=2) + "\n")
+        for logger in trainer.loggers:
+            if isinstance(logger, HistoryLogger):
+                logger.write()
 
 
 def settings_of(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:

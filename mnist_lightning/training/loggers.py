@@ -109,6 +109,8 @@ def show_pictures(folder: Path, step: int, pngs: Mapping[str, bytes], stage: str
 class HistoryLogger(Logger):
     """Write ``metrics.csv``: a row per step that logged anything, a column per metric.
 
+    Each call appends a row, which takes as long in a long run as in a short one; ``write`` joins those of a step.
+
     Lightning's CSVLogger overwrites the file when a run is resumed, and writes two rows for training and
     validation of an epoch. This one continues the file it finds.
 
@@ -126,6 +128,7 @@ class HistoryLogger(Logger):
         self._rows: dict[int, dict[str, Any]] = {
             int(row["step"]): row for row in history if int(row["step"]) < (resumed_step or 0)
         }
+        self._columns: list[str] = []  # of the file
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -133,18 +136,29 @@ class HistoryLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add metrics to the row of their step and write the file."""
+        """Add metrics to the row of their step, and append them to the file."""
         assert step is not None
         row = {name: f"{value:.9g}" for name, value in metrics.items()}  # nine digits keep a float32 exactly
         self._rows.setdefault(step, {"step": step}).update(row)
+        if not row.keys() <= set(self._columns):
+            self.write()
+            return
+        with suppress(PermissionError), self.path.open("a", encoding="utf-8", newline="") as file:  # see write
+            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row | {"step": step})
+
+    @rank_zero_only
+    def write(self) -> None:
+        """Write the whole file, with one row per step."""
         names = {name for row in self._rows.values() for name in row}
-        columns = ["epoch", "step", *sorted(names - {"epoch", "step"})]
-        with suppress(PermissionError):  # on Windows, while a spreadsheet shows the file: written in the next epoch
-            write_csv(self.path, columns, (self._rows[step] for step in sorted(self._rows)))
+        self._columns = ["epoch", "step", *sorted(names - {"epoch", "step"})]
+        try:
+            write_csv(self.path, self._columns, (self._rows[step] for step in sorted(self._rows)))
+        except PermissionError as error:  # on Windows, while a spreadsheet shows the file
+            rank_zero_warn(f"{self.path} cannot be written: {error.strerror}; close the program that shows it")
 
 
 def read_history(path: Path) -> list[dict[str, str]]:
-    """Read a ``metrics.csv``: a mapping from column to text per row, ``""`` for what a step did not log.
+    """Read a ``metrics.csv``: a mapping from column to text per step, ``""`` for what it did not log.
 
     Returns:
         The rows; none if there is no such file.
@@ -152,12 +166,14 @@ def read_history(path: Path) -> list[dict[str, str]]:
     Raises:
         InputError: If the file is damaged.
     """
+    rows: dict[str, dict[str, str]] = {}
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-        for row in rows:
-            int(row["epoch"]), int(row["step"]), [float(cell or 0) for cell in row.values()]
+        whole = path.read_text(encoding="utf-8").rpartition("\n")[0]  # a killed run may leave half a line
+        for row in csv.DictReader(io.StringIO(whole)):
+            int(row["epoch"] or 0), int(row["step"]), [float(cell or 0) for cell in row.values()]
+            rows.setdefault(row["step"], row).update({name: cell for name, cell in row.items() if cell})
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise InputError(f"{path} is damaged: {error!s:.200}; move it away to continue without the history") from error
-    return rows
+    return [*rows.values()]

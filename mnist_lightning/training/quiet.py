@@ -23,4 +23,9 @@ def quieten() -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 calls what version 5 removes
     warnings.filterwarnings("ignore", message=f".*({NO_WARNING})")
     for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.seed"):
-        logging.getLogger(f"lightning.{name}").addFilter(lambda record: not NOT_NEWS.search(record.getMessage()))
+        logging.getLogger(f"lightning.{name}").addFilter(is_news)  # the same function is added once
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Return whether a log message says something useful."""
+    return not NOT_NEWS.search(record.getMessage())
