@@ -13,7 +13,7 @@ from conftest import ROOT
 from numpy.typing import NDArray
 from test_resume import assert_same
 
-from mnist_lightning import UCIDigits
+from mnist_lightning import UCIDigits, load_run
 from mnist_lightning.cli import main
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(os.name == "nt", reason="the launcher is a bash script")]
@@ -37,6 +37,22 @@ def launch(folder: Path, *args: str, code: int = 0) -> str:
     return done.stdout
 
 
+def test_batches_of_unequal_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process has a validation batch more than the other; the numbers are those of one process."""
+    # Of 287 images they validate 144 and 143; of 1,150 they train on 575 each, and one image is left over.
+    sizes = ["--data.eval_batch_size", "143", "--data.batch_size", "287"]
+    flags = ["--data", "UCIDigits", *sizes, "--net", "CNN", "--net.width", "2", "--trainer.max_epochs", "2"]
+    launch(tmp_path, "fit", *flags, "--name", "a")
+    monkeypatch.chdir(tmp_path)
+    run = load_run("lightning_logs/a")
+    assert run.record["global_step"] == 2 * 2
+    best = run.record["best_epoch"]
+    metrics = run.validate()
+    assert metrics["accuracy"] == pytest.approx(run.history[best]["val/acc"], rel=1e-6)
+    assert metrics["loss"] == pytest.approx(run.history[best]["val/loss"], rel=1e-5)
+    assert f"{metrics['accuracy']:.2%}   loss {metrics['loss']:.4f}" in launch(tmp_path, "validate")
+
+
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that two processes trained undisturbed."""
@@ -57,7 +73,7 @@ def test_killed_and_resumed(logs: Path) -> None:
 
 def test_results_of_one_process(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(logs.parent)
-    flags = ["--ckpt_path", "lightning_logs/whole", "--data", "test_processes.Odd"]
+    flags = ["--ckpt_path", "lightning_logs/whole", "--data", "test_processes.Odd", "--data.eval_batch_size", "166"]
     metrics, tables = [], []
     for processes in (1, 2):
         for verb in ("test", "predict"):

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from mnist_lightning import MLP, DigitClassifier, DigitDataModule, fit, load_run
+from mnist_lightning import MLP, DigitClassifier, DigitDataModule, OneCycle, fit, load_run
 from mnist_lightning.cli import main
 from mnist_lightning.data.loader import BatchLoader
 from mnist_lightning.errors import InputError
@@ -178,6 +178,43 @@ def test_orders_differ() -> None:
     thirds = [order(42, 0, rank, 3) for rank in range(3)]  # 100 rows: 34 each
     assert [len(third) for third in thirds] == [34, 34, 34]
     assert set().union(*thirds) == set(rows.tolist())
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 33, 99, 100, 5000])
+@pytest.mark.parametrize("number", [1, 2, 3, 99, 100, 101, 4097])
+def test_a_lone_last_image_joins_the_batch_before(number: int, batch_size: int, world_size: int) -> None:
+    """In training only; the batches are those of a plain loop, in number, size and order, on each process."""
+    images = torch.arange(number).to(torch.uint8)[:, None, None].expand(number, 28, 28)
+    settings: dict[str, Any] = {"batch_size": batch_size, "world_size": world_size}
+    for rank, seed in ((rank, seed) for rank in range(world_size) for seed in (3, None)):
+        loader = BatchLoader(images, torch.arange(number), rank=rank, seed=seed, **settings)
+        rows = loader.order().tolist()
+        expected = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+        if seed is not None and batch_size > 1 and len(expected) > 1 and len(expected[-1]) == 1:
+            expected[-2:] = [expected[-2] + expected[-1]]
+        batches = list(loader)
+        assert [labels.tolist() for _, labels in batches] == expected
+        assert all(torch.equal((pixels[:, 0, 0, 0] * 255).round(), labels % 256) for pixels, labels in batches)
+        assert len(loader) == len(batches)
+
+
+def test_batch_normalisation_of_a_lone_image(tmp_path: Path) -> None:
+    """100 images in batches of 33 are 33, 33 and 34; the schedule ends with them, and a stopped run is resumed."""
+
+    def run(folder: Path, *callbacks: Callback, **kwargs: Any) -> Any:
+        torch.manual_seed(1)
+        model = DigitClassifier(MLP([8], batch_norm=True), lr_scheduler=OneCycle)
+        settings = {"max_epochs": 3, "enable_progress_bar": False, "log_dir": folder, "callbacks": callbacks}
+        return fit(model, Tiny(batch_size=33), **settings | kwargs)
+
+    whole = run(tmp_path / "whole")
+    assert whole.record["global_step"] == 9
+    schedule = torch.load(whole.folder / "checkpoints/last.ckpt")["lr_schedulers"][0]
+    assert (schedule["total_steps"], schedule["last_epoch"]) == (9, 9)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "a", StopAt(5))
+    assert_same(run(tmp_path / "a", resume="last").folder, whole.folder)
 
 
 class Rate(LearningRateMonitor):

@@ -47,7 +47,8 @@ class DigitDataModule(L.LightningDataModule):
     classes are not digits sets ``class_names``, ten of them, also if it has fewer classes.
 
     Args:
-        batch_size: Images per training update and process.
+        batch_size: Images per training update and process. A lone last image joins the update before it, since batch
+            normalisation cannot train on one.
         eval_batch_size: Images per batch in validation, test and prediction; it does not change the result.
         val_fraction: Share of the training images used for validation, in [0, 1); with 0 nothing is validated, and the
             last weights count.

@@ -15,14 +15,15 @@ class BatchLoader:
 
     The images stay uint8 on the device they are given on, and the batches are made there. The order of training is a
     function of the seed and the epoch alone. Several processes share it in turn: N processes with batches of B train
-    on the same images per update as one process with batches of N * B.
+    on the same images per update as one process with batches of N * B, except where a lone last image joins a batch.
 
     Args:
         images: ``(N, 28, 28)`` uint8.
         labels: ``(N,)``; without them a batch is ``(images,)``.
         rows: The rows to yield, in order; all of them by default.
         batch_size: Images per batch; the last batch may be smaller.
-        seed: Shuffles the rows anew in each epoch; without a seed they come in their order.
+        seed: Shuffles the rows anew in each epoch; without a seed they come in their order. Shuffled rows are for
+            training: a lone last image joins the batch before it, since batch normalisation cannot train on one.
         rank: The number of this process.
         world_size: How many processes share the rows. With a seed, all get the same number: a few are used twice.
         augment: From float images ``(n, 1, 28, 28)`` to the same. It gets up to 2,048 images at once.
@@ -61,8 +62,15 @@ class BatchLoader:
         return torch.from_numpy(rows[self.rank :: self.world_size])
 
     def __len__(self) -> int:
-        per_process = len(range(0 if self.seed is not None else self.rank, len(self.rows), self.world_size))
-        return -(-per_process // self.batch_size)
+        return len(self._sizes())
+
+    def _sizes(self) -> list[int]:
+        """Return the number of images in each batch of this process."""
+        number = len(range(0 if self.seed is not None else self.rank, len(self.rows), self.world_size))
+        full, rest = divmod(number, self.batch_size)
+        if self.seed is not None and rest == 1 and full:
+            return [self.batch_size] * (full - 1) + [self.batch_size + 1]
+        return [self.batch_size] * full + [rest] * (rest > 0)
 
     @torch.no_grad()
     def _chunk(self, rows: Tensor) -> Batch:
@@ -73,5 +81,7 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         order = self.order().to(self.images.device)
-        for rows in torch.split(order, max(1, ROWS // self.batch_size) * self.batch_size):
-            yield from zip(*(torch.split(column, self.batch_size) for column in self._chunk(rows)), strict=True)
+        sizes, together = self._sizes(), ROWS // self.batch_size or 1
+        groups = [sizes[start : start + together] for start in range(0, len(sizes), together)]
+        for group, rows in zip(groups, torch.split(order, [sum(group) for group in groups]), strict=True):
+            yield from zip(*(torch.split(column, group) for column in self._chunk(rows)), strict=True)
