@@ -374,6 +374,22 @@ def test_wrong_number_of_outputs(outputs: int, folder: Path) -> None:
     assert not files_in(folder)
 
 
+def test_a_refused_verb_is_forgotten(folder: Path) -> None:
+    """A Trainer that has ended, or refused, does not decide what export may read."""
+
+    class Unlabelled(UCIDigits):
+        has_test_labels = False
+
+    for data, refused in ((UCIDigits(val_fraction=0.0), "validate"), (Unlabelled(), "test")):
+        run = fit(DigitClassifier(MLP([8])), data, max_epochs=1, enable_progress_bar=False)
+        with pytest.raises(InputError, match=r"val_fraction is 0|has no labels"):
+            getattr(run, refused)()
+        assert run.export(f"{refused}.safetensors")[-1].images == (360 if refused == "validate" else 287)
+        data.prepare_data()
+        with pytest.raises(InputError, match=r"val_fraction is 0|has no labels"):
+            getattr(run, refused)()
+
+
 def test_untraceable_network(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
     """A network that TensorBoard cannot draw, such as a compiled one, is trained all the same."""
 

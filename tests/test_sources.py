@@ -19,7 +19,7 @@ import torchvision
 from conftest import attempt, files_in
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from sklearn.datasets import load_digits
 
 from mnist_lightning.data import torchvision as source
@@ -173,9 +173,20 @@ def test_a_verb_needs_its_own_files(
     write(folder, {name: body for name, body in tiny.items() if name not in missing})
     with mirror(tiny) as (address, requested):
         data = MNIST(str(folder), mirrors=[address])
-        data.trainer = SimpleNamespace(state=SimpleNamespace(fn=verb))
+        data.trainer = SimpleNamespace(state=SimpleNamespace(fn=verb, status=TrainerStatus.RUNNING))
         data.prepare_data()
     assert requested == downloads
+
+
+@pytest.mark.parametrize("status", [TrainerStatus.FINISHED, TrainerStatus.INTERRUPTED])
+def test_a_trainer_that_has_ended_needs_no_files(status: TrainerStatus, tiny: dict[str, bytes], folder: Path) -> None:
+    """After test, whoever reads the training files finds them checked."""
+    write(folder, {name: body for name, body in tiny.items() if name != TRAIN_IMAGES})
+    with mirror(tiny) as (address, requested):
+        data = MNIST(str(folder), mirrors=[address])
+        data.trainer = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.TESTING, status=status))
+        data.prepare_data()
+    assert requested == [TRAIN_IMAGES]
 
 
 FAULTS = {

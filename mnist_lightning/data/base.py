@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -111,16 +111,21 @@ class DigitDataModule(L.LightningDataModule):
         """
         raise NotImplementedError
 
+    @property
+    def verb(self) -> TrainerFn | None:
+        """What a running Trainer does with these data; None if none runs."""
+        state = getattr(self.trainer, "state", None)
+        return state.fn if state and state.status == TrainerStatus.RUNNING else None
+
     def prepare_data(self) -> None:
         """Refuse to test without labels, or to validate without images, before anything is written.
 
         Raises:
             InputError: If the trainer is about to do that.
         """
-        verb = self.trainer.state.fn if self.trainer is not None else None
-        if verb == TrainerFn.TESTING and not self.has_test_labels:
+        if self.verb == TrainerFn.TESTING and not self.has_test_labels:
             raise InputError(f"{type(self).__name__} has no labels for its test images: use validate or predict")
-        if verb == TrainerFn.VALIDATING and not self.val_fraction:
+        if self.verb == TrainerFn.VALIDATING and not self.val_fraction:
             raise InputError("val_fraction is 0, so there are no validation images: use test")
 
     def verify(self) -> str:

@@ -72,8 +72,7 @@ class MNIST(DigitDataModule):
             InputError: If no mirror sends a valid file, or the folder is not writable.
         """
         super().prepare_data()
-        verb = self.trainer.state.fn if self.trainer else None
-        prefix = "train" if verb in (TrainerFn.FITTING, TrainerFn.VALIDATING) else "t10k" if verb else ""
+        prefix = "train" if self.verb in (TrainerFn.FITTING, TrainerFn.VALIDATING) else "t10k" if self.verb else ""
         if all(self._is_valid(name) for name in self.shapes if name.startswith(prefix)):
             return
         lock = self.folder / ".lock"
