@@ -19,6 +19,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from mnist_lightning.errors import InputError, needs
+from mnist_lightning.models.classify import compiled_in_place, logits_of
 from mnist_lightning.schedules import Plateau
 from mnist_lightning.settings import from_settings, is_plain, to_settings
 
@@ -64,6 +65,7 @@ class DigitClassifier(L.LightningModule):
             raise InputError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         if not temperature > 0:
             raise InputError(f"temperature must be above 0, got {temperature}")
+        net = compiled_in_place(net)
         with warnings.catch_warnings(action="ignore"):  # about the network, which is replaced by its settings below
             self.save_hyperparameters()
         # Only plain values: a checkpoint that holds objects could run code, and weights-only loading refuses it.
@@ -128,18 +130,9 @@ class DigitClassifier(L.LightningModule):
         logits: Tensor = self.net(images)
         return logits
 
-    @staticmethod
-    def _logits(net: nn.Module, images: Tensor) -> Tensor:
-        logits: Tensor = net(images)  # (B, 10)
-        if logits.shape != (len(images), 10):
-            raise InputError(
-                f"expected logits (B, 10) of the network, got {tuple(logits.shape)} for {len(images)} images"
-            )
-        return logits
-
     def _evaluate(self, batch: Batch, stage: Stage) -> Tensor:
         images, labels = batch  # (B, 1, 28, 28), (B,)
-        logits = self._logits(self, images)
+        logits = logits_of(self, images)
         getattr(self, f"{stage}_loss").update(F.cross_entropy(logits, labels), weight=len(logits))
         getattr(self, f"{stage}_acc").update(logits, labels)
         return logits
@@ -151,7 +144,7 @@ class DigitClassifier(L.LightningModule):
         2022, section 3).
         """
         with torch.no_grad():
-            answers = [self._logits(teacher, images) / self.temperature for teacher in self.teachers]
+            answers = [logits_of(teacher, images) / self.temperature for teacher in self.teachers]
             taught = torch.stack([answer.softmax(dim=1) for answer in answers]).mean(dim=0)
         guess = (logits / self.temperature).log_softmax(dim=1)
         return F.kl_div(guess, taught, reduction="batchmean") * self.temperature**2
@@ -181,7 +174,7 @@ class DigitClassifier(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the batch's mean cross-entropy, or its divergence from the teachers if there are any."""
         images, labels = batch  # (B, 1, 28, 28), (B,)
-        logits = self._logits(self, images)
+        logits = logits_of(self, images)
         if self.teachers:
             loss = self._distance_to_teachers(images, logits)
         else:
@@ -220,8 +213,7 @@ class DigitClassifier(L.LightningModule):
 
     def predict_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Return the probabilities ``(B, 10)`` of a batch whose first element is the images."""
-        logits: Tensor = self(batch[0])
-        return logits.float().softmax(dim=1)
+        return logits_of(self, batch[0]).float().softmax(dim=1)
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer, and the scheduler if there is one.

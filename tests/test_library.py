@@ -27,9 +27,11 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
 
 import mnist_lightning
-from mnist_lightning import MLP, DigitClassifier, UCIDigits, fit, load_run, recognize
+from mnist_lightning import MLP, DigitClassifier, Ensemble, UCIDigits, fit, load_run, recognize
 from mnist_lightning.cli import main
 from mnist_lightning.errors import InputError
+from mnist_lightning.models.classify import classify
+from mnist_lightning.models.layers import layer_table
 from mnist_lightning.settings import to_settings
 from mnist_lightning.training.callbacks import ValidationFigures
 from mnist_lightning.training.loggers import show_pictures
@@ -372,6 +374,80 @@ def test_wrong_number_of_outputs(outputs: int, folder: Path) -> None:
     with pytest.raises(InputError, match=message):
         fit(DigitClassifier(Net(outputs)), UCIDigits(), enable_progress_bar=False)
     assert not files_in(folder)
+
+
+def test_not_logits(folder: Path) -> None:
+    """A network that gives a tuple or a dict is refused in one line, wherever it is used."""
+
+    class Pair(MLP):
+        def forward(self, images: torch.Tensor) -> Any:
+            return super().forward(images), images
+
+    class Dict(MLP):
+        def forward(self, images: torch.Tensor) -> Any:
+            return {"logits": super().forward(images)}
+
+    images = np.zeros((3, 28, 28), np.uint8)
+    for net, kind in ((Pair([4]), "tuple"), (Dict([4]), "dict")):
+        run = mnist_lightning.Run(folder, None, DigitClassifier(net), UCIDigits())
+        calls = [run.validate, partial(run.test, logger=False), run.predict, partial(run.predict, images)]
+        calls += [partial(classify, net, images), partial(layer_table, net)]
+        calls += [partial(fit, DigitClassifier(net), UCIDigits(), enable_progress_bar=False)]
+        for call in calls:
+            with pytest.raises(
+                InputError, match=rf"expected logits \(B, 10\) of the network, got {kind} for \d images"
+            ):
+                call()
+    assert not files_in(folder)
+
+
+def test_compiled_network(folder: Path) -> None:
+    """It is saved under its plain names, alone or as a part; it stays compiled, in its mode, and can be loaded."""
+    compiled = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    torch.manual_seed(0)
+    net = torch.compile(MLP([8]), backend=backend)
+    settings: dict[str, Any] = {"max_epochs": 1, "enable_progress_bar": False, "logger": False}
+    run = fit(DigitClassifier(net), UCIDigits(), **settings)
+    assert compiled
+    assert run.record["network"] == "MLP"
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28), np.uint8)
+    expected = run.predict(images).probabilities
+    for again in (load_run(run.folder), load_run(run.checkpoint)):
+        np.testing.assert_allclose(again.predict(images).probabilities, expected, rtol=0, atol=1e-6)
+    assert run.export("a.safetensors")[-1].difference < 1e-5
+    resumed = fit(DigitClassifier(torch.compile(MLP([8]), backend="eager")), UCIDigits(), resume="last", **settings)
+    assert resumed.record["epochs"] == 1
+    fit(DigitClassifier(MLP([8])), UCIDigits(), teacher=torch.compile(MLP([8]), backend="eager"), **settings)
+
+    class Own(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.compile(self.layers, backend="eager")  # type: ignore[assignment]
+
+    for part in (Own(), Ensemble([torch.compile(MLP([8]), backend="eager")]), nn.Sequential(net)):
+        assert not any("_orig_mod" in name for name in DigitClassifier(part).state_dict())
+    run = fit(DigitClassifier(Own()), UCIDigits(), name="own", **settings)
+    again = load_run("lightning_logs/own", net=Net())
+    expected = run.predict(images).probabilities
+    np.testing.assert_allclose(again.predict(images).probabilities, expected, rtol=0, atol=1e-6)
+
+
+def test_images_in_memory(trained: Any) -> None:
+    """Strides and byte order of the images do not matter."""
+    images = UCIDigits().load("test")[0]
+    expected = trained.predict(images.copy()).probabilities
+    wide = np.zeros((360, 28, 56), np.uint8)
+    wide[:, :, ::2] = images
+    for given in (images[::-1][::-1], np.asfortranarray(images), wide[:, :, ::2], (images / 255).astype(">f4")):
+        np.testing.assert_allclose(trained.predict(given).probabilities, expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(trained.predict(images[::-1]).probabilities, expected[::-1], rtol=0, atol=1e-6)
+    turned = trained.predict(images[:, ::-1]).probabilities
+    np.testing.assert_array_equal(turned, trained.predict(images[:, ::-1].copy()).probabilities)
 
 
 def test_a_refused_verb_is_forgotten(folder: Path) -> None:

@@ -215,6 +215,9 @@ def test_batch_normalisation_of_a_lone_image(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "a", StopAt(5))
     assert_same(run(tmp_path / "a", resume="last").folder, whole.folder)
+    for data in (Tiny(batch_size=1), Tiny(train_size=1)):
+        with pytest.raises(InputError, match="the network refuses one image, choose a larger batch_size: Expected mor"):
+            fit(DigitClassifier(MLP([8], batch_norm=True)), data, log_dir=tmp_path, enable_progress_bar=False)
 
 
 class Rate(LearningRateMonitor):

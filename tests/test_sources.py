@@ -12,9 +12,11 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 from conftest import attempt, files_in
 from hypothesis import given
@@ -383,12 +385,61 @@ def test_uci_digits() -> None:
     np.testing.assert_array_equal(corners, np.sort((digits.images[:, ::7, ::7].reshape(-1) * 255 / 16).round()))
 
 
-@pytest.mark.parametrize("names", [("cat", "dog", "owl"), ("cat",) * 10, tuple(range(10)), [*"0123456789", "ten"]])
-def test_class_names_are_ten_different_texts(names: object) -> None:
-    own = type("Own", (UCIDigits,), {"class_names": names})
-    with pytest.raises(
-        InputError, match="class_names must be ten different texts, one for each label 0-9, got "
-    ) as error:
-        own()
-    assert str(names) in str(error.value)
-    assert type("Own", (UCIDigits,), {"class_names": list("abcdefghij")})().class_names[3] == "d"
+# Data modules of one's own
+
+
+def own(images: Callable[[Any], Any] = np.asarray, labels: Callable[[Any], Any] = np.asarray) -> UCIDigits:
+    """UCI's digits, whose images and labels are changed by functions."""
+
+    class Own(UCIDigits):
+        def load(self, split: Any) -> Any:
+            pixels, digits = super().load(split)
+            return images(pixels), labels(digits)
+
+    return Own()
+
+
+def spread(images: Any) -> Any:
+    wide = np.zeros((len(images), 28, 56), np.uint8)
+    wide[:, :, ::2] = images
+    return wide[:, :, ::2]
+
+
+@pytest.mark.parametrize("change", [np.asarray, lambda a: a[:, :, ::-1], lambda a: a[::-1], spread, np.asfortranarray])
+@pytest.mark.parametrize("order", [lambda b: b.astype(">i8"), lambda b: b.astype(np.uint8), lambda b: b[::-1]])
+def test_strides_and_byte_order_are_no_matter(change: Any, order: Any) -> None:
+    data, plain = own(change, order), UCIDigits()
+    data.setup("test")
+    images, labels = data.test_set.arrays()  # type: ignore[union-attr]
+    pixels, digits = plain.load("test")
+    np.testing.assert_array_equal(images, change(pixels))
+    np.testing.assert_array_equal(labels, order(digits).astype(int))
+    batch, answers = next(iter(data.test_dataloader()))
+    np.testing.assert_array_equal((batch[:, 0] * 255).round(), change(pixels))
+    assert answers.tolist() == labels.tolist()
+
+
+LABELS_ARE = r"labels must be a NumPy array, integers \(N,\), got {} for 360 images in the test split of Own"
+IMAGES_ARE = r"images must be a NumPy array, uint8 \(N, 28, 28\), got {} in the test split of Own"
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.asarray, lambda b: np.eye(10, dtype=int)[b], LABELS_ARE.format(r"int64 \(360, 10\)")),
+        (np.asarray, lambda b: b[:, None], LABELS_ARE.format(r"int64 \(360, 1\)")),
+        (np.asarray, lambda b: b[:-1], LABELS_ARE.format(r"int64 \(359,\)")),
+        (np.asarray, lambda b: b + 0.5, LABELS_ARE.format(r"float64 \(360,\)")),
+        (np.asarray, lambda b: b.astype(str), LABELS_ARE.format(r"<U21 \(360,\)")),
+        (np.asarray, lambda b: b.tolist(), LABELS_ARE.format("list")),
+        (np.asarray, torch.from_numpy, LABELS_ARE.format("Tensor")),
+        (np.asarray, lambda b: b + 1, "labels must be 0-9, got 1 to 10 in the test split of Own"),
+        (lambda a: a / 255, np.asarray, IMAGES_ARE.format(r"float64 \(360, 28, 28\)")),
+        (lambda a: a[:, None], np.asarray, IMAGES_ARE.format(r"uint8 \(360, 1, 28, 28\)")),
+        (torch.from_numpy, np.asarray, IMAGES_ARE.format("Tensor")),
+        (list, np.asarray, IMAGES_ARE.format("list")),
+        (lambda a: a[:0], lambda b: b[:0], "there are no images in the test split of Own"),
+    ],
+)
+def test_unusable_data(images: Any, labels: Any, message: str) -> None:
+    assert re.fullmatch(message, refusal(own(images, labels).setup, "test"))

@@ -38,6 +38,10 @@ class Digits:
         return len(self.rows)
 
 
+def _kind(value: Any) -> str:
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+
+
 class DigitDataModule(L.LightningDataModule):
     """Base of the data modules: a source implements ``load`` and, where it downloads, ``prepare_data``.
 
@@ -155,17 +159,22 @@ class DigitDataModule(L.LightningDataModule):
         if labels is None and (split == "train" or self.has_test_labels):
             hint = "" if split == "train" else "; set has_test_labels to False if there are none"
             raise InputError(f"images need labels, got None {where}{hint}")
-        number, labelled = (len(images), "") if labels is None else (len(labels), f" for {len(labels)} labels")
-        if images.dtype != np.uint8 or images.shape != (number, 28, 28):
-            raise InputError(f"images must be uint8 (N, 28, 28), got {images.dtype} {images.shape}{labelled} {where}")
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (28, 28):
+            raise InputError(f"images must be a NumPy array, uint8 (N, 28, 28), got {_kind(images)} {where}")
+        if not len(images):
+            raise InputError(f"there are no images {where}")
         # About an array that is read-only; nothing writes to it.
         with warnings.catch_warnings(action="ignore", category=UserWarning):
-            tensor = torch.from_numpy(images)
+            tensor = torch.from_numpy(np.ascontiguousarray(images))
         if labels is None:
             return tensor, None
+        is_whole = isinstance(labels, np.ndarray) and labels.dtype.kind in "iu"
+        if not is_whole or labels.shape != images.shape[:1]:
+            what = f"{_kind(labels)} for {len(images)} images {where}"
+            raise InputError(f"labels must be a NumPy array, integers (N,), got {what}")
         if labels.min() < 0 or labels.max() > 9:
             raise InputError(f"labels must be 0-9, got {labels.min()} to {labels.max()} {where}")
-        return tensor, torch.from_numpy(labels).long()
+        return tensor, torch.from_numpy(labels.astype(np.int64))
 
     def train_dataloader(self) -> BatchLoader:
         """Return shuffled training batches; the last one may be smaller."""

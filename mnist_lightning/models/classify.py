@@ -28,6 +28,36 @@ def evaluating(net: nn.Module) -> Iterator[Tensor]:
             module.training = True
 
 
+def logits_of(net: nn.Module, images: Tensor) -> Tensor:
+    """Return a network's logits ``(B, 10)``.
+
+    Raises:
+        InputError: If it gives anything else, or cannot train on a batch of one image.
+    """
+    try:
+        logits: Any = net(images)
+    except ValueError as error:  # torch's batch normalisation
+        if len(images) > 1:
+            raise
+        raise InputError(f"the network refuses one image, choose a larger batch_size: {error}") from error
+    if not isinstance(logits, Tensor) or logits.shape != (len(images), 10):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"expected logits (B, 10) of the network, got {got} for {len(images)} images")
+    return logits
+
+
+def compiled_in_place(net: nn.Module) -> nn.Module:
+    """Take off the wrappers of ``torch.compile``, which change the names of the weights; what they compile stays so."""
+    for name, child in net.named_children():
+        if (own := compiled_in_place(child)) is not child:
+            setattr(net, name, own)
+    if (context := getattr(net, "dynamo_ctx", None)) is None:
+        return net
+    (own,) = net.children()
+    own._compiled_call_impl = context(own._call_impl)
+    return own
+
+
 @torch.no_grad()
 def classify(net: nn.Module, images: Any) -> NDArray[np.float32]:
     """Return the probabilities ``(N, 10)`` that a network gives to images; it is in evaluation mode meanwhile.
@@ -39,7 +69,10 @@ def classify(net: nn.Module, images: Any) -> NDArray[np.float32]:
     Raises:
         InputError: If the images have another shape.
     """
-    tensor = torch.as_tensor(images)
+    tensor = images
+    if not isinstance(images, Tensor):  # torch takes neither another byte order nor negative strides
+        images = np.asarray(images)
+        tensor = torch.from_numpy(np.ascontiguousarray(images, images.dtype.newbyteorder("=")))
     if tensor.shape[1:] not in ((28, 28), (1, 28, 28)):
         raise InputError(f"images must be (N, 28, 28), got {tuple(tensor.shape)}; for pictures, use recognize")
     is_bytes = tensor.dtype == torch.uint8
@@ -47,5 +80,5 @@ def classify(net: nn.Module, images: Any) -> NDArray[np.float32]:
         raise InputError(f"images must be uint8, or float in [0, 1], got {tensor.dtype} up to {tensor.max():g}")
     batches, scale = torch.split(tensor.reshape(-1, 1, 28, 28), AT_ONCE), 255 if is_bytes else 1
     with evaluating(net) as like:
-        logits = [net(batch.to(like) / scale).float().cpu() for batch in batches if len(batch)]
+        logits = [logits_of(net, batch.to(like) / scale).float().cpu() for batch in batches if len(batch)]
     return torch.cat([*logits, torch.empty(0, 10)]).softmax(dim=1).numpy()

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mnist_lightning.models.classify import evaluating
+from mnist_lightning.models.classify import evaluating, logits_of
 
 
 @torch.no_grad()
@@ -16,6 +16,9 @@ def layer_table(net: nn.Module) -> str:
 
     Args:
         net: From float images ``(B, 1, 28, 28)`` to logits ``(B, 10)``. It is in evaluation mode meanwhile.
+
+    Raises:
+        InputError: If the network gives anything but logits.
     """
     rows = [("layer", "output", "parameters")]
     shape: tuple[int, ...] = (1, 28, 28)
@@ -31,7 +34,7 @@ def layer_table(net: nn.Module) -> str:
     hooks = [module.register_forward_hook(note) for module in leaves]
     try:
         with evaluating(net) as like:
-            net(torch.zeros(2, 1, 28, 28).to(like))
+            logits_of(net, torch.zeros(2, 1, 28, 28).to(like))
     finally:
         for hook in hooks:
             hook.remove()
