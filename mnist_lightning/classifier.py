@@ -161,6 +161,11 @@ class DigitClassifier(L.LightningModule):
         # A progress bar would show the training metrics of the epoch before.
         self.log_dict(metrics, prog_bar=stage != "train")
 
+    def setup(self, stage: str) -> None:
+        """Train a network that is in evaluation mode, as that of a run is."""
+        if stage == "fit" and not self.net.training:
+            self.train()
+
     def on_fit_start(self) -> None:
         """Move the teachers to the device."""
         for teacher in self.teachers:

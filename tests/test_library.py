@@ -376,6 +376,59 @@ def test_wrong_number_of_outputs(outputs: int, folder: Path) -> None:
     assert not files_in(folder)
 
 
+def test_evaluation_mode(folder: Path) -> None:
+    """What fit and load_run return drops no units and changes no statistics; fit then trains it as before."""
+    data, images = UCIDigits(batch_size=100), torch.rand(5, 1, 28, 28)
+    settings: dict[str, Any] = {"max_epochs": 1, "enable_progress_bar": False}
+    first = fit(DigitClassifier(MLP([16], dropout=0.5, batch_norm=True)), data, **settings)
+    both = load_run([first.folder, first.folder])
+    for run in (first, load_run(first.folder), load_run(first.folder, tta=2), both):
+        before = {name: value.clone() for name, value in run.model.state_dict().items()}
+        once, again = (run.model.net(images) for _ in range(2))
+        torch.testing.assert_close(once, again, rtol=0, atol=0)
+        torch.testing.assert_close(run.model.state_dict(), before, rtol=0, atol=0)
+        run.validate()
+        assert not any(module.training for module in run.model.modules())
+    modes: list[bool] = []
+
+    class Modes(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            modes.append(all(module.training for module in pl_module.modules()))
+
+    fit(DigitClassifier(load_run(first.folder).model.net), data, callbacks=[Modes()], **settings)
+    own = L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, callbacks=[Modes()])
+    own.fit(load_run(first.folder).model, datamodule=data)
+    assert modes == [True] * 24
+    partly = MLP([16], batch_norm=True)
+    partly.layers[2].eval()  # by its owner
+    fit(DigitClassifier(partly), data, callbacks=[Modes()], **settings)
+    assert modes[24:] == [False] * 12
+
+
+@pytest.mark.parametrize("call", ["classify", "recognize"])
+def test_threads_get_the_same_answers(call: str) -> None:
+    """A plain network in training mode: no thread switches dropout on while another one classifies."""
+    torch.manual_seed(0)
+    net = MLP([64], dropout=0.5)
+    net.register_forward_pre_hook(lambda *_: time.sleep(0.001))  # lets another thread begin
+    page = np.zeros((60, 150), np.uint8)
+    page[10:50, 40:44] = page[10:50, 100:104] = 255
+    images = np.random.default_rng(0).integers(0, 256, (50, 28, 28), np.uint8)
+
+    def answer() -> Any:
+        return classify(net, images) if call == "classify" else recognize(net, page)[0].probabilities
+
+    expected, answers = answer(), list[Any]()
+    threads = [threading.Thread(target=lambda: answers.extend(answer() for _ in range(20))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 80
+    np.testing.assert_allclose(answers, np.broadcast_to(expected, (80, *expected.shape)), rtol=0, atol=1e-6)
+    assert all(module.training for module in net.modules())
+
+
 def test_not_logits(folder: Path) -> None:
     """A network that gives a tuple or a dict is refused in one line, wherever it is used."""
 

@@ -1,5 +1,6 @@
 """Classify images with a plain network."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -13,19 +14,24 @@ from torch import Tensor, nn
 from mnist_lightning.errors import InputError
 
 AT_ONCE = 1000  # images
+LOCK = threading.RLock()  # threads share a network's mode: one at a time uses it
 
 
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[Tensor]:
-    """Put a network into evaluation mode for a while; yield a tensor of its device and float type."""
+    """Put a network into evaluation mode for a while; yield a tensor of its device and float type.
+
+    Other threads wait meanwhile: they would switch the network back while this one uses it.
+    """
     values = (value for value in chain(net.parameters(), net.buffers()) if value.is_floating_point())
-    training = [module for module in net.modules() if module.training]
-    net.eval()
-    try:
-        yield next(values, torch.empty(0))
-    finally:
-        for module in training:
-            module.training = True
+    with LOCK:
+        training = [module for module in net.modules() if module.training]
+        net.eval()
+        try:
+            yield next(values, torch.empty(0))
+        finally:
+            for module in training:
+                module.training = True
 
 
 def logits_of(net: nn.Module, images: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ def fit(
 ) -> Run:
     """Train a model, and keep the checkpoint with the best validation accuracy.
 
-    Afterwards the model has the best checkpoint's weights, or the last ones if nothing was validated.
+    Afterwards the model has the best checkpoint's weights, or the last ones if nothing was validated, and is in
+    evaluation mode.
 
     With a teacher, the network learns the teacher's probabilities for the augmented images instead of the labels.
 

@@ -43,14 +43,14 @@ class Run:
     Args:
         folder: The run folder, where results are written.
         checkpoint: The file that the weights were read from; None if nothing was saved.
-        model: The classifier, with these weights.
+        model: The classifier, with these weights. It is put into evaluation mode.
         data: The data; by default those in the run's ``config.yaml``.
     """
 
     def __init__(
         self, folder: Path, checkpoint: Path | None, model: DigitClassifier, data: DigitDataModule | None = None
     ) -> None:
-        self.folder, self.checkpoint, self.model = folder, checkpoint, model
+        self.folder, self.checkpoint, self.model = folder, checkpoint, model.eval()
         self.written: list[Path] = []  # by the last predict
         if data is not None:
             self.data = data
