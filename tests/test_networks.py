@@ -1,7 +1,9 @@
 """The networks beyond the plain MLP: sizes, settings, ensembles, test-time augmentation, the table of layers."""
 
 import json
+import random
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from test_resume import Noise
 from torch import nn
+from torchvision.transforms import v2
 
 from mnist_lightning import CNN, MLP, Augmentation, DigitClassifier, Ensemble, UCIDigits, fit, load_run
 from mnist_lightning.cli import main
@@ -91,14 +94,28 @@ def test_ensemble(runs: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> Non
     assert metrics["loss"] == pytest.approx(-np.log(mean[range(360), LABELS]).mean(), rel=1e-5)
 
 
+def views_alone(augment: Any, images: torch.Tensor, seed: int) -> torch.Tensor:
+    """A view of each image, drawn with the same seed of all generators, one image at a time."""
+    views = []
+    for image in images:
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        views.append(augment(image[None]))
+    return torch.cat(views)
+
+
+def random_states() -> list[Any]:
+    return [random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()]  # noqa: NPY002
+
+
 def test_views(runs: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The views of the run's own augmentation, drawn with seed 0, are averaged with the image."""
+    """The views of the run's own augmentation, each drawn with a seed of its own for images alone, are averaged."""
     run = runs[0]
     np.testing.assert_allclose(
         probabilities(TestTimeAugmentation(run.model.net, Augmentation(), 0)), probabilities(run.model.net), atol=1e-6
     )
-    torch.manual_seed(0)
-    views = [FLOATS, *(Augmentation(shift=5)(FLOATS) for _ in range(3))]
+    views = [FLOATS, *(views_alone(Augmentation(shift=5), FLOATS, seed) for seed in range(3))]
     mean = np.mean([probabilities(run.model.net, view) for view in views], axis=0)
     net = load_run(run.folder, tta=3).model.net
     before = torch.get_rng_state()
@@ -112,6 +129,57 @@ def test_views(runs: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     table = np.loadtxt(run.folder / "predictions.csv", delimiter=",", skiprows=1)[:, 3:]
     np.testing.assert_allclose(table, mean, rtol=0, atol=1e-6)
     assert "3 random views" in (run.folder / "report/index.html").read_text()
+
+
+class Mirror(nn.Module):
+    """An augmentation in NumPy, which vmap refuses."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pixels = np.roll(images.numpy(), np.random.randint(-3, 4), axis=3)  # noqa: NPY002
+        return torch.from_numpy(pixels[..., ::-1].copy())
+
+
+class Bright(nn.Module):
+    """An augmentation that looks at the image, which vmap refuses; with Python's random numbers."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.roll(random.randint(-3, 3), 2) if images.mean() > 0.1 else images * torch.rand(())
+
+
+AUGMENTATIONS = [Augmentation(stroke=0.5), Noise(), v2.RandomAffine(15, (0.1, 0.1)), v2.RandomErasing(1.0)]
+
+
+@pytest.mark.parametrize("augment", [*AUGMENTATIONS, Mirror(), Bright()], ids=lambda each: type(each).__name__)
+def test_views_do_not_depend_on_the_neighbours(augment: nn.Module) -> None:
+    torch.manual_seed(0)
+    net, few = MLP([8]), FLOATS[:40]
+    tta = TestTimeAugmentation(net, augment, 2).eval()
+    states = random_states()
+    whole = probabilities(tta, few)
+    assert random_states() == states
+    np.testing.assert_allclose(probabilities(tta, few[:3]), whole[:3], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(probabilities(tta, few.flip(0)), whole[::-1], rtol=0, atol=1e-6)
+    mean = np.mean([probabilities(net, few), *(probabilities(net, views_alone(augment, few, i)) for i in (0, 1))], 0)
+    np.testing.assert_allclose(whole, mean, rtol=0, atol=1e-6)
+    answers: list[Any] = []
+    threads = [Thread(target=lambda: answers.extend(probabilities(tta, few) for _ in range(5))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_allclose(answers, np.broadcast_to(whole, (15, 40, 10)), rtol=0, atol=1e-6)
+
+
+def test_views_in_all_verbs(runs: tuple[Any, Any], tmp_path: Path) -> None:
+    """Neither eval_batch_size nor the number of images that are given changes an answer."""
+    run = runs[0]
+    expected = load_run(run.folder, tta=2).predict(BYTES).probabilities
+    for size in (7, 360):
+        other = load_run(run.folder, tta=2, data=UCIDigits(eval_batch_size=size))
+        np.testing.assert_allclose(other.predict().probabilities, expected, rtol=0, atol=1e-6)
+        loss = -np.log(expected.astype(np.float64)[range(360), LABELS]).mean()
+        assert other.test(logger=False)["loss"] == pytest.approx(loss, rel=1e-5)
+    np.testing.assert_allclose(other.predict(BYTES[5:8]).probabilities, expected[5:8], rtol=0, atol=1e-6)
 
 
 def test_views_by_an_augmentation_without_settings(tmp_path: Path) -> None:

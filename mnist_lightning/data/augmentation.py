@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mnist_lightning.errors import InputError
+from mnist_lightning.models.classify import seeded
 
 KNOTS, KNOT_DISTANCE = 7, 4.0  # of the elastic deformation's bumps, in pixels; the distance is also their sigma
 
@@ -95,9 +96,7 @@ class Augmentation(nn.Module):
 
 @torch.no_grad()
 def augmented(augment: nn.Module, images: NDArray[np.uint8], seed: int = 42) -> NDArray[np.uint8]:
-    """Return images ``(N, 28, 28)`` uint8 as training sees them; torch's random state stays as it was."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        floats = augment(torch.from_numpy(images).unsqueeze(1) / 255)  # (N, 1, 28, 28)
+    """Return images ``(N, 28, 28)`` uint8 as training sees them; the random state stays as it was."""
+    floats = seeded(seed, augment, torch.from_numpy(images).unsqueeze(1) / 255)  # (N, 1, 28, 28)
     result: NDArray[np.uint8] = (floats.squeeze(1) * 255).round().clamp(0, 255).byte().numpy()
     return result

@@ -1,7 +1,8 @@
 """Classify images with a plain network."""
 
+import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from mnist_lightning.errors import InputError
 
 AT_ONCE = 1000  # images
-LOCK = threading.RLock()  # threads share a network's mode: one at a time uses it
+LOCK = threading.RLock()  # threads share a network's mode and torch's random numbers: one at a time uses them
 
 
 @contextmanager
@@ -62,6 +63,20 @@ def compiled_in_place(net: nn.Module) -> nn.Module:
     (own,) = net.children()
     own._compiled_call_impl = context(own._call_impl)
     return own
+
+
+def seeded(seed: int, augment: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Augment images with seeded random numbers of Python, NumPy and torch; other threads wait meanwhile."""
+    with LOCK, torch.random.fork_rng([images.device] if images.is_cuda else []):
+        states = random.getstate(), np.random.get_state()  # noqa: NPY002  an augmentation may use them
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        try:
+            return augment(images)
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_lightning.errors import InputError
+from mnist_lightning.models.classify import seeded
 
 
 def log_mean(logits: Iterable[Tensor]) -> Tensor:
@@ -39,7 +40,7 @@ class Ensemble(nn.Module):
 class TestTimeAugmentation(nn.Module):
     """The mean of a network's probabilities for an image and for random views of it, as one network.
 
-    The views are the same each time: they are drawn with a seed of their own.
+    The random numbers of the views are the same for all images and each time: they are drawn with a seed of their own.
 
     Args:
         net: From images ``(B, 1, 28, 28)`` to logits ``(B, 10)``.
@@ -60,7 +61,14 @@ class TestTimeAugmentation(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logarithms of the mean probabilities ``(B, 10)``."""
-        with torch.random.fork_rng([images.device] if images.is_cuda else []):
-            torch.manual_seed(0)
-            views = [images, *(self.augment(images) for _ in range(self.views))]
+        views = [images, *(self._view(images, seed) for seed in range(self.views))]
         return log_mean(self.net(view) for view in views)
+
+    def _view(self, images: Tensor, seed: int) -> Tensor:
+        """Return a view of each image, as if it were alone: its neighbours must not change its random numbers."""
+        alone = images.unsqueeze(1)  # (B, 1, 1, 28, 28)
+        try:
+            view = seeded(seed, torch.func.vmap(self.augment, randomness="same"), alone)
+        except Exception:  # vmap refuses an augmentation that looks at an image's values, or computes with NumPy
+            view = torch.stack([seeded(seed, self.augment, image) for image in alone])
+        return view.squeeze(1)
