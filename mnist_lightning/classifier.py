@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LinearLR
@@ -19,7 +20,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from mnist_lightning.errors import InputError, needs
-from mnist_lightning.models.classify import compiled_in_place, logits_of
+from mnist_lightning.models.classify import VARIES, compiled_in_place, logits_of, varies
 from mnist_lightning.schedules import Plateau
 from mnist_lightning.settings import from_settings, is_plain, to_settings
 
@@ -162,9 +163,11 @@ class DigitClassifier(L.LightningModule):
         self.log_dict(metrics, prog_bar=stage != "train")
 
     def setup(self, stage: str) -> None:
-        """Train a network that is in evaluation mode, as that of a run is."""
+        """Train a network that is in evaluation mode, as that of a run is; warn of one whose answers vary."""
         if stage == "fit" and not self.net.training:
             self.train()
+        if varies(self.net):
+            rank_zero_warn(VARIES)
 
     def on_fit_start(self) -> None:
         """Move the teachers to the device."""

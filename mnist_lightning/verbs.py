@@ -134,6 +134,7 @@ def _predict(args: Sequence[str]) -> int:
     from mnist_lightning.pictures.recognize import CARDS, COPIES, write_digits
 
     uses_gpu = torch.cuda.is_available() and trainer.get("accelerator") != "cpu"
+    run.model.setup("predict")
     net = run.model.net.to("cuda" if uses_gpu else "cpu")
     done = write_digits(run.folder, picture_files(parsed.images), net)
     shown = {file.stem: file for file in sorted((run.folder / COPIES).glob("*.jpg"))[:10]}

@@ -2,11 +2,13 @@
 
 import io
 import json
+import math
 import re
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -427,6 +429,49 @@ def test_threads_get_the_same_answers(call: str) -> None:
     assert len(answers) == 80
     np.testing.assert_allclose(answers, np.broadcast_to(expected, (80, *expected.shape)), rtol=0, atol=1e-6)
     assert all(module.training for module in net.modules())
+
+
+class Varying(Net):
+    """A network whose answers are changed by noise of this strength, in evaluation mode too."""
+
+    def __init__(self, noise: float = 0.0, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.noise, self.dropout = noise, dropout
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.head(nn.functional.dropout(self.layers(images), self.dropout))
+        return logits + self.noise * torch.randn_like(logits)
+
+
+@pytest.mark.parametrize(
+    ("net", "warns"),
+    [
+        (Varying(dropout=0.25), True),
+        (Varying(noise=1.0), True),
+        (Varying(noise=1e-6), False),  # as rounding does
+        (Varying(noise=math.nan), False),  # as a network that diverged
+        (MLP([8], dropout=0.5), False),
+    ],
+)
+def test_two_answers(net: nn.Module, warns: bool, folder: Path) -> None:
+    """One line says it at the start of fit, and with each verb; export gives it as its reason."""
+    line = "the network gives the same images two answers in evaluation mode: dropout that is always on?"
+
+    def said(verb: Any) -> tuple[Any, list[str]]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = verb()
+        return result, [str(warning.message) for warning in caught if "two answers" in str(warning.message)]
+
+    expected = [line] * warns
+    run, lines = said(partial(fit, DigitClassifier(net), UCIDigits(), max_epochs=1, enable_progress_bar=False))
+    assert lines == expected
+    images = np.zeros((3, 28, 28), np.uint8)
+    for verb in (run.validate, partial(run.test, logger=False), run.predict, partial(run.predict, images)):
+        assert said(verb)[1] == expected
+    if warns:
+        with pytest.raises(InputError, match=re.escape(line)):
+            run.export("a.safetensors")
 
 
 def test_not_logits(folder: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mnist_lightning.classifier import DigitClassifier, load_weights, read_checkpoint
 from mnist_lightning.errors import InputError, needs
 from mnist_lightning.export.read import Foreign, import_onnxruntime, read_foreign
-from mnist_lightning.models.classify import classify
+from mnist_lightning.models.classify import VARIES, classify, varies
 from mnist_lightning.models.ensemble import TestTimeAugmentation
 from mnist_lightning.report.text import text_table
 from mnist_lightning.settings import from_settings, to_settings
@@ -102,6 +102,8 @@ def export(
         raise InputError(
             "a network that ONNX Runtime computes cannot be exported again: export the run that it came from"
         )
+    if varies(net):
+        raise InputError(VARIES)
     described = {"network": json.dumps(to_settings(net) or type(net).__name__), "images": IMAGES}
     described["output"] = "logits" if logits else "probabilities"
     wanted, seconds = _timed(net, images)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mnist_lightning.errors import InputError
 
 AT_ONCE = 1000  # images
+VARIES = "the network gives the same images two answers in evaluation mode: dropout that is always on?"
 LOCK = threading.RLock()  # threads share a network's mode and torch's random numbers: one at a time uses them
 
 
@@ -63,6 +64,15 @@ def compiled_in_place(net: nn.Module) -> nn.Module:
     (own,) = net.children()
     own._compiled_call_impl = context(own._call_impl)
     return own
+
+
+@torch.no_grad()
+def varies(net: nn.Module) -> bool:
+    """Return whether a network in evaluation mode gives the same images two answers; rounding does not count."""
+    with evaluating(net) as like:
+        images = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0)).to(like)
+        first, second = (logits_of(net, images) for _ in range(2))
+    return not torch.allclose(first, second, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
 def seeded(seed: int, augment: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

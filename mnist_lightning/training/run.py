@@ -125,6 +125,7 @@ class Run:
             InputError: If the images have another shape.
         """
         if images is not None:
+            self.model.setup("predict")
             return _decide(classify(self.model.net, images))
         trainer = self._trainer(trainer_kwargs)
         parts: Any = trainer.predict(self.model, datamodule=self.data)
