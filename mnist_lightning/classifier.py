@@ -22,7 +22,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from mnist_lightning.errors import InputError, needs
 from mnist_lightning.models.classify import VARIES, compiled_in_place, logits_of, varies
 from mnist_lightning.schedules import Plateau
-from mnist_lightning.settings import from_settings, is_plain, to_settings
+from mnist_lightning.settings import from_settings, is_plain, plain, to_settings
 
 Stage = Literal["train", "val", "test"]
 Batch = tuple[Tensor, Tensor]
@@ -71,7 +71,8 @@ class DigitClassifier(L.LightningModule):
             self.save_hyperparameters()
         # Only plain values: a checkpoint that holds objects could run code, and weights-only loading refuses it.
         given = {
-            key: to_settings(value) if isinstance(value, nn.Module) else value for key, value in self.hparams.items()
+            key: to_settings(value) if isinstance(value, nn.Module) else plain(value)
+            for key, value in self.hparams.items()
         }
         self.hparams.clear()
         self.hparams.update(
@@ -122,7 +123,10 @@ class DigitClassifier(L.LightningModule):
         arguments = {name: from_settings(value, trusted=not weights_only) for name, value in given.items()} | kwargs
         if "net" not in arguments:
             raise InputError(f"{checkpoint_path} does not name its network: give net=...")
-        model = cls(**arguments)
+        try:
+            model = cls(**arguments)
+        except TypeError as error:
+            raise InputError(f"{checkpoint_path} has settings that {cls.__name__} does not take: {error}") from error
         load_weights(model, checkpoint, checkpoint_path, strict)
         return model
 
@@ -254,6 +258,11 @@ class DigitClassifier(L.LightningModule):
             rise = LinearLR(optimizer, start_factor=1 / 25, total_iters=scheduler.warmup_steps)
             schedules.append({"scheduler": rise, "interval": "step"})
         return [optimizer], schedules
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Turn NumPy's numbers, such as a learning rate, into Python's: a checkpoint is read as plain values only."""
+        for name in checkpoint.keys() - {"state_dict"}:
+            checkpoint[name] = plain(checkpoint[name])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Use this run's length for a resumed schedule: max_epochs may have been raised."""

@@ -3,9 +3,11 @@
 import importlib
 import inspect
 from functools import partial
+from pathlib import Path
 from types import NoneType
 from typing import Any
 
+import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -47,10 +49,27 @@ def to_settings(thing: Any, lossy: bool = False) -> dict[str, Any] | None:
 
 
 def _plain(value: Any) -> Any:
-    """Return the settings of a network or of a list of networks; any other value as it is."""
+    """Return the settings of a network or of a list of networks; any other value as files can hold it."""
     if isinstance(value, nn.ModuleList):
         return [_plain(each) for each in value]
-    return (to_settings(value) or MISSING) if isinstance(value, nn.Module) else value
+    return (to_settings(value) or MISSING) if isinstance(value, nn.Module) else plain(value)
+
+
+def plain(value: Any) -> Any:
+    """Return a value as files can hold it: NumPy's numbers and arrays as Python's, paths as text.
+
+    >>> plain({"lr": np.float64(0.5), "folder": Path("data")})
+    {'lr': 0.5, 'folder': 'data'}
+    """
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    if type(value) is dict:
+        return {plain(key): plain(each) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    return value
 
 
 def is_plain(value: Any) -> bool:

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mnist_lightning import MLP, DigitClassifier, Run, load_run
+from mnist_lightning import MLP, DigitClassifier, Run, UCIDigits, load_run
 from mnist_lightning.classifier import load_weights, read_checkpoint
 from mnist_lightning.errors import InputError, condense
 from mnist_lightning.settings import from_settings, is_plain, to_settings
 from mnist_lightning.training.loggers import read_history
-from mnist_lightning.training.run import read_config
+from mnist_lightning.training.run import read_config, trained_on
 
 JSON: Any = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -152,3 +152,27 @@ def test_to_settings(net: nn.Module, expected: Any) -> None:
 def test_condense(message: str) -> None:
     """A message of the parser stays one line, whatever is in it."""
     assert "\n" not in condense(f'Parser key "data":\n  {message}')
+
+
+@pytest.mark.parametrize(
+    "settings", [{"unknown": 1}, {"net": None, "label_smoothing": "x"}, {"temperature": []}, {1: 2}], ids=str
+)
+def test_settings_that_the_class_does_not_take(settings: dict[Any, Any], tmp_path: Path) -> None:
+    """In load_from_checkpoint of an untrusted file they are one line."""
+    hparams = dict(DigitClassifier(MLP([2])).hparams)
+    settings = {key: value for key, value in settings.items() if key != "net"}
+    (tmp_path / "x.ckpt").write_bytes(checkpoint_bytes(hyper_parameters=hparams | settings))
+    with pytest.raises(InputError) as refused:
+        DigitClassifier.load_from_checkpoint(tmp_path / "x.ckpt")
+    assert str(refused.value).isprintable()
+
+
+@given(JSON, JSON)
+def test_what_a_file_says_that_it_was_trained_on(seen: Any, split: Any) -> None:
+    """Whatever it says, the validation images are counted, and nothing is raised."""
+    data = UCIDigits(train_size=10)
+    data.setup("fit")
+    found = trained_on(Path("x.ckpt"), {"callbacks": {"RunRecord": {"trained_on": seen}}})
+    assert data.seen(found) == 0
+    entry = {"dataset": "UCIDigits", "split_seed": split, "folds": split}
+    assert 0 <= data.seen(trained_on(Path("x.ckpt"), {"callbacks": {"RunRecord": {"trained_on": [entry]}}})) <= 287

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from mnist_lightning.data.loader import BatchLoader
 from mnist_lightning.data.split import split_rows
 from mnist_lightning.errors import InputError
+from mnist_lightning.settings import plain
 
 Split = Literal["train", "test"]
 
+SPLIT = ("val_fraction", "split_seed", "folds", "fold", "stratified", "train_size")  # as split_rows takes them
 DEFAULT_DATA_DIR = os.environ.get("MNIST_LIGHTNING_DATA", "data")  # the default data_dir of sources that read files
 
 
@@ -48,7 +51,8 @@ class DigitDataModule(L.LightningDataModule):
     Images stay uint8 in memory, on the training device where they fit. A batch is ``(images, labels)``: float images
     ``(B, 1, 28, 28)`` in [0, 1], augmented in training, and labels ``(B,)``; in prediction it is ``(images,)``. A
     source whose test images have no labels sets ``has_test_labels`` to False: it can predict, but not test. One whose
-    classes are not digits sets ``class_names``, ten of them, also if it has fewer classes.
+    classes are not digits sets ``class_names``, ten of them, also if it has fewer classes. One whose images another
+    source has too sets ``dataset`` to the other's name.
 
     Args:
         batch_size: Images per training update and process. A lone last image joins the update before it, since batch
@@ -87,9 +91,13 @@ class DigitDataModule(L.LightningDataModule):
         names = self.class_names
         if len(names) != 10 or len({name for name in names if isinstance(name, str)}) != 10:
             raise InputError(f"class_names must be ten different texts, one for each label 0-9, got {names}")
-        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "train_size": train_size}
+        batch_size, eval_batch_size, train_size = plain([batch_size, eval_batch_size, train_size])
+        val_fraction, split_seed, folds, fold, stratified = plain([val_fraction, split_seed, folds, fold, stratified])
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        if train_size is not None:
+            sizes["train_size"] = train_size
         for name, size in sizes.items():
-            if size is not None and size < 1:
+            if size is None or size < 1:  # a configuration file may say null
                 raise InputError(f"{name} must be at least 1, got {size}")
         if not 0 <= val_fraction < 1:
             raise InputError(f"val_fraction must be in [0, 1), got {val_fraction}")
@@ -103,10 +111,25 @@ class DigitDataModule(L.LightningDataModule):
         self.val_fraction = 1 / folds if folds else val_fraction
         self.split_seed = split_seed
         self.augmentation = augmentation
-        self.save_hyperparameters({"batch_size": batch_size, "val_fraction": val_fraction, "split_seed": split_seed})
+        self.save_hyperparameters({"batch_size": batch_size, **self.trained_on})
         self.train_set: Digits | None = None
         self.val_set: Digits | None = None
         self.test_set: Digits | None = None
+
+    @property
+    def dataset(self) -> str:
+        """The name of the images' collection: of the class that loads them."""
+        return next(base.__name__ for base in type(self).__mro__ if "load" in vars(base))
+
+    @property
+    def split(self) -> dict[str, Any]:
+        """The settings that choose the training and the validation images."""
+        return {name: getattr(self, name) for name in SPLIT}
+
+    @property
+    def trained_on(self) -> dict[str, Any]:
+        """Which images are learnt from, as a run remembers it: the collection and the split."""
+        return {"dataset": self.dataset, **self.split}
 
     def load(self, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
         """Read one split: images ``(N, 28, 28)`` uint8, white on black, and their labels ``(N,)`` in 0-9.
@@ -146,12 +169,32 @@ class DigitDataModule(L.LightningDataModule):
         if stage in ("fit", "validate", None) and self.train_set is None:
             images, labels = self._tensors("train")
             assert labels is not None  # those of training images are known
-            settings = (self.val_fraction, self.split_seed, self.folds, self.fold, self.stratified, self.train_size)
-            train, val = split_rows(labels, *settings)
+            train, val = split_rows(labels, **self.split)
             self.train_set, self.val_set = Digits(images, labels, train), Digits(images, labels, val)
         if stage in ("test", "predict", None) and self.test_set is None:
             images, labels = self._tensors("test")
             self.test_set = Digits(images, labels, torch.arange(len(images)))
+
+    def seen(self, trainings: Iterable[Mapping[str, Any]]) -> int | None:
+        """Return how many of the validation images other trainings have learnt from; None if that is not known.
+
+        Args:
+            trainings: What each was ``trained_on``.
+        """
+        assert self.val_set is not None, "call setup first"
+        labels, rows = self.val_set.labels, self.val_set.rows
+        assert labels is not None
+        seen = torch.zeros(len(rows), dtype=torch.bool)
+        for other in trainings if len(rows) else ():
+            if other["dataset"] is None:
+                return None
+            if other["dataset"] == self.dataset:
+                split = {name: other.get(name, own) for name, own in self.split.items()}
+                try:
+                    seen |= torch.isin(rows, split_rows(labels, **split)[0])
+                except Exception:  # a split that these images cannot have, or a damaged file's
+                    return len(rows)
+        return int(seen.sum())
 
     def _tensors(self, split: Split) -> tuple[Tensor, Tensor | None]:
         images, labels = self.load(split)

@@ -26,6 +26,7 @@ class Kaggle(DigitDataModule):
     """
 
     has_test_labels = False
+    dataset = "MNIST"
 
     def __init__(self, data_dir: str = DEFAULT_DATA_DIR, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -7,14 +7,20 @@ from mnist_lightning.errors import InputError
 
 
 def split_rows(
-    labels: Tensor, val_fraction: float, seed: int, folds: int, fold: int, stratified: bool, train_size: int | None
+    labels: Tensor,
+    val_fraction: float,
+    split_seed: int,
+    folds: int,
+    fold: int,
+    stratified: bool,
+    train_size: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the rows of the training images, in random order, and of the validation images.
 
     Args:
         labels: The label of each image, ``(N,)``.
         val_fraction: Share of the images used for validation; not used with folds.
-        seed: Seed of the split.
+        split_seed: Seed of the split.
         folds: Number of parts of scikit-learn's KFold or StratifiedKFold; 0 for none.
         fold: The part used for validation, from 0.
         stratified: Whether each fold has the same share of each digit, and the first training images as many of each.
@@ -23,11 +29,11 @@ def split_rows(
     Raises:
         InputError: If there are too few images.
     """
-    train = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    train = torch.randperm(len(labels), generator=torch.Generator().manual_seed(split_seed))
     if folds:
         from sklearn.model_selection import KFold, StratifiedKFold  # here, since scikit-learn takes a while to import
 
-        splitter = (StratifiedKFold if stratified else KFold)(folds, shuffle=True, random_state=seed)
+        splitter = (StratifiedKFold if stratified else KFold)(folds, shuffle=True, random_state=split_seed)
         try:
             val = torch.from_numpy(list(splitter.split(labels, labels))[fold][1])
         except ValueError as error:

@@ -58,6 +58,11 @@ class MNIST(DigitDataModule):
         self.mirrors = self.default_mirrors if mirrors is None else mirrors
 
     @property
+    def dataset(self) -> str:
+        """The name of the images' collection."""
+        return self.source
+
+    @property
     def folder(self) -> Path:
         """The folder with the four files."""
         return Path(self.data_dir) / self.source / "raw"
