@@ -1,6 +1,7 @@
 """The command line: quick answers, then the verbs; an error of the user's is one line."""
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -92,6 +93,8 @@ def main(args: Sequence[str]) -> int:
         args: The arguments: a verb and its options.
     """
     signals.listen()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter: its code is printed then
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if text := answer(args) or (QUICK[args[0]](args[1:]) if args[0] in QUICK else ""):
             print(text, flush=True)
@@ -116,4 +119,4 @@ def main(args: Sequence[str]) -> int:
         if isinstance(error, OSError) and error.strerror:
             line = f"{os.fsdecode(error.filename or 'writing failed')}: {error.strerror}"
         complain(f"error: {line}", error)
-        return 2
+        return getattr(error, "exit_code", 2)

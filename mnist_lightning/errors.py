@@ -12,6 +12,8 @@ class InputError(ValueError):
     and exits with 2. In Python it is an ordinary ``ValueError``.
     """
 
+    exit_code = 2
+
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 

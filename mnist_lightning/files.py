@@ -8,8 +8,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
-os.umask(UMASK := os.umask(0))  # read once, at import: while it is 0, files of other threads would be writable for all
+from mnist_lightning.errors import InputError
+
+
+def check_writable(folder: Path) -> Path:
+    """Return a folder, after a try whether a file can be made in it, or in the folder where it would be made.
+
+    Raises:
+        InputError: If that is not possible.
+    """
+    try:
+        tempfile.TemporaryFile(dir=next(place for place in (folder, *folder.parents) if place.exists())).close()
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder}: {error.strerror}; choose another place, for results --output (output=)"
+        ) from error
+    return folder
 
 
 @contextmanager
@@ -24,20 +40,18 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: If it cannot be written; the old file is then untouched.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp makes 0600, which others in a shared folder could not read
         os.replace(temporary, path)
     except BaseException as error:
         with suppress(OSError):
             os.unlink(temporary)
-        if (
-            isinstance(error, OSError) and error.errno and error.filename is None
-        ):  # the error of a full disk has no file name
+        # The error of a full disk names no file, and that of a read-only folder the hidden one.
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
 

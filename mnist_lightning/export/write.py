@@ -29,8 +29,10 @@ IMAGES = (
 )
 
 
-class ExportError(RuntimeError):
+class ExportError(InputError):
     """The written file answers otherwise than the network; nothing was kept."""
+
+    exit_code = 1
 
 
 class Row(NamedTuple):
