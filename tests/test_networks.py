@@ -128,7 +128,7 @@ def test_views(runs: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         assert main([verb, "--ckpt_path", "lightning_logs/a", "--tta", "3"]) == 0
     table = np.loadtxt(run.folder / "predictions.csv", delimiter=",", skiprows=1)[:, 3:]
     np.testing.assert_allclose(table, mean, rtol=0, atol=1e-6)
-    assert "3 random views" in (run.folder / "report/index.html").read_text()
+    assert "3 random views" in (run.folder / "report_tta3/index.html").read_text()
 
 
 class Mirror(nn.Module):

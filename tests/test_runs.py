@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_hostile import checkpoint_bytes
 
+from mnist_lightning import load_run
 from mnist_lightning.cli import main
+from mnist_lightning.training.run import find_checkpoint, find_last
 from mnist_lightning.training.runs import COLUMNS, runs, runs_table
 
 
@@ -26,6 +29,35 @@ def three(folder: Path) -> None:
     record = {"dataset": "UCIDigits", "network": "CNN", "started": "2026-11-26T17:31:59+01:00", "epochs": 3}
     write("b", record | {"best_val_acc": 0.99}, 0.98)
     write("a", record | {"best_val_acc": None, "started": "2026-11-26T18:20:00+01:00"})
+
+
+def test_the_newest_run_is_the_one_that_started_last(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the times of its files, in every time zone; a folder without a run.json is no run."""
+    starts = {"a": "2026-11-26T18:20:00+01:00", "b": "2026-11-26T17:50:00.000+00:00", "c": "2026-11-26T09:00:00-08:00"}
+    for name, start in starts.items():
+        write(name, {"dataset": "UCIDigits", "started": start})
+        Path("lightning_logs", name, "config.yaml").write_text("data: UCIDigits")
+        (checkpoints := Path("lightning_logs", name, "checkpoints")).mkdir()
+        (checkpoints / "last.ckpt").write_bytes(checkpoint_bytes())
+    newest = ["b", "a", "c"]  # 17:50, 17:20 and 17:00 in UTC
+    assert [row["name"] for row in runs()] == newest
+    for file in (Path("lightning_logs/a/checkpoints/best.ckpt"), Path("lightning_logs/other/checkpoints/best.ckpt")):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(checkpoint_bytes())
+    found = [find_checkpoint(which) for which in (None, "last", "best")]
+    assert [str(path.relative_to("lightning_logs")) for path in found] == [
+        "b/checkpoints/last.ckpt",
+        "b/checkpoints/last.ckpt",
+        "b/checkpoints/last.ckpt",
+    ]
+    assert load_run().checkpoint == find_last("last") == found[0]
+    for args, line in (
+        ([], "lightning_logs/b/checkpoints/last.ckpt (the last of the newest run)"),
+        (["--ckpt_path", "lightning_logs/c"], "lightning_logs/c/checkpoints/last.ckpt"),
+        (["--ckpt_path", "lightning_logs/a"], "lightning_logs/a/checkpoints/best.ckpt"),
+    ):
+        assert main(["test", "--data", "UCIDigits", *args]) == 0
+        assert capsys.readouterr().out.splitlines()[0] == f"Checkpoint: {line}"
 
 
 @pytest.mark.usefixtures("three")

@@ -1,7 +1,8 @@
 """A run: the folder that ``fit`` writes, its data and its trained network."""
 
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -15,18 +16,22 @@ from torch import nn
 
 from mnist_lightning.classifier import DigitClassifier, load_weights, read_checkpoint
 from mnist_lightning.data.augmentation import Augmentation
-from mnist_lightning.data.base import DigitDataModule
+from mnist_lightning.data.base import SPLIT, DigitDataModule
 from mnist_lightning.data.kaggle import Kaggle
+from mnist_lightning.data.torchvision import MNIST
 from mnist_lightning.errors import InputError
 from mnist_lightning.export.read import read_foreign
-from mnist_lightning.files import open_atomic
+from mnist_lightning.files import check_writable, open_atomic
 from mnist_lightning.models.classify import classify
 from mnist_lightning.models.ensemble import Ensemble, TestTimeAugmentation
 from mnist_lightning.report.display import show_run
-from mnist_lightning.settings import from_settings
+from mnist_lightning.settings import from_settings, plain, to_settings
 from mnist_lightning.training.callbacks import ReportWriter, gather, versions
 from mnist_lightning.training.loggers import TensorBoardRunLogger, read_history
-from mnist_lightning.training.runs import LOG_DIR, read_config, read_json
+from mnist_lightning.training.runs import LOG_DIR, kept_checkpoint, newest_first, read_config, read_json
+
+FILES = ("data_dir", "mirrors")  # arguments that say where MNIST's files come from
+UNKNOWN: Mapping[str, Any] = {"dataset": None}  # of weights that do not say what they were trained on
 
 
 class Predictions(NamedTuple):
@@ -45,25 +50,55 @@ class Run:
         checkpoint: The file that the weights were read from; None if nothing was saved.
         model: The classifier, with these weights. It is put into evaluation mode.
         data: The data; by default those in the run's ``config.yaml``.
+        variant: What its results are called besides the run's own, such as ``_tta8``; empty for these.
+        trained_on: The data and splits that the weights have learnt from; ``dataset`` is None for those not known.
     """
 
     def __init__(
-        self, folder: Path, checkpoint: Path | None, model: DigitClassifier, data: DigitDataModule | None = None
+        self,
+        folder: Path,
+        checkpoint: Path | None,
+        model: DigitClassifier,
+        data: DigitDataModule | None = None,
+        variant: str = "",
+        trained_on: Sequence[Mapping[str, Any]] = (UNKNOWN,),
     ) -> None:
         self.folder, self.checkpoint, self.model = folder, checkpoint, model.eval()
-        self.written: list[Path] = []  # by the last predict
+        self.variant, self.trained_on = variant, trained_on
+        self.written: list[Path] = []  # by the last test or predict
         if data is not None:
             self.data = data
 
     @cached_property
     def data(self) -> DigitDataModule:
         """The data module, without the augmentation: that is for training only."""
-        settings = read_config(self.folder / "config.yaml").get("data")
-        if not isinstance(settings, dict):
+        settings = self._data_settings()
+        if not settings:
             raise InputError(f"{self.folder / 'config.yaml'} has no data settings: give data to load_run")
         arguments = {**(settings.get("init_args") or {}), "augmentation": None}
         data: DigitDataModule = from_settings({**settings, "init_args": arguments}, trusted=True)
         return data
+
+    def _data_settings(self) -> dict[str, Any]:
+        path = self.folder / "config.yaml"
+        settings = read_config(path).get("data") if path.is_file() else None
+        return settings if isinstance(settings, dict) else {}
+
+    def results_name(self) -> str:
+        """Return what is added to the names of results: they stand beside those of other data, never in their place.
+
+        It is empty for the run's own data. Data are others if their class is, or one of the arguments that only this
+        class has, such as a folder; MNIST's files are the same in every folder.
+        """
+        name, own = type(self.data).__name__, self._data_settings()
+        if not own:  # the folder is no run's: the first results are those without a name
+            first = read_json(self.folder / "report" / "metrics.json").get("dataset", name)
+            own = {"class_path": f".{first}"}
+        given, now = own.get("init_args") or {}, to_settings(self.data, lossy=True) or {}
+        free = {*inspect.signature(DigitDataModule).parameters, *(FILES if isinstance(self.data, MNIST) else ())}
+        fixed = {key: value for key, value in now.get("init_args", {}).items() if key in given.keys() - free}
+        is_own = own["class_path"].endswith(f".{name}") and all(given[key] == value for key, value in fixed.items())
+        return self.variant if is_own else f"_{name}{self.variant}"
 
     @property
     def record(self) -> dict[str, Any]:
@@ -96,42 +131,52 @@ class Run:
         accuracy, loss = (trainer.callback_metrics[name].item() for name in ("val/acc", "val/loss"))
         return {"accuracy": accuracy, "loss": loss}
 
-    def test(self, *, robustness: bool = False, **trainer_kwargs: Any) -> dict[str, Any]:
-        """Measure the test images, and write ``report/``.
+    def test(
+        self, *, robustness: bool = False, output: str | Path | None = None, **trainer_kwargs: Any
+    ) -> dict[str, Any]:
+        """Measure the test images, and write ``report/``, or for other data than the run's ``report_<dataset>/``.
 
         Args:
             robustness: Measure moved, rotated, noisy, blurred, thicker and thinner test images too.
+            output: A folder for the results, instead of the run's.
             **trainer_kwargs: Arguments of Lightning's Trainer. With ``fast_dev_run`` nothing is written.
 
         Returns:
-            The content of ``report/metrics.json``.
+            The content of ``metrics.json`` in that folder.
 
         Raises:
-            InputError: If the test images have no labels.
+            InputError: If the test images have no labels, or the folder cannot be written to.
         """
-        writer = ReportWriter(self.folder, self.record, robustness)
-        trainer = self._trainer(trainer_kwargs, writer, logs=True)
+        folder, name = check_writable(Path(output or self.folder)), self.results_name()
+        writer = ReportWriter(folder / f"report{name}", self.folder, self.record, robustness)
+        # TensorBoard has one place for a run's test.
+        trainer = self._trainer(trainer_kwargs, writer, logs=output is None and not name)
         trainer.test(self.model, datamodule=self.data, verbose=False)
+        self.written = [writer.folder]
         return writer.metrics
 
-    def predict(self, images: Any = None, **trainer_kwargs: Any) -> Predictions:
+    def predict(self, images: Any = None, *, output: str | Path | None = None, **trainer_kwargs: Any) -> Predictions:
         """Classify images; or without any, the data's test images, and write ``predictions.csv``.
+
+        Those of other data than the run's are ``predictions_<dataset>.csv``.
 
         Args:
             images: ``(N, 28, 28)`` or ``(N, 1, 28, 28)``, white on black: uint8, or float in [0, 1].
+            output: A folder for the results, instead of the run's.
             **trainer_kwargs: Arguments of Lightning's Trainer, for the test images.
 
         Raises:
-            InputError: If the images have another shape.
+            InputError: If the images have another shape, or the folder cannot be written to.
         """
         if images is not None:
             self.model.setup("predict")
             return _decide(classify(self.model.net, images))
+        folder = check_writable(Path(output or self.folder))
         trainer = self._trainer(trainer_kwargs)
         parts: Any = trainer.predict(self.model, datamodule=self.data)
         predictions = _decide(gather(parts, trainer.world_size))
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._write(predictions)
+            self._write(predictions, folder)
         return predictions
 
     def recognize(self, pictures: Any) -> Any:
@@ -159,6 +204,7 @@ class Run:
         """
         from mnist_lightning.export.write import export  # here, since torch.export takes a while to import
 
+        check_writable(Path(path).parent)
         self.data.prepare_data()
         self.data.setup(None if quantize else "validate" if self.data.val_fraction else "test")
         digits = self.data.val_set if self.data.val_fraction else self.data.test_set
@@ -176,17 +222,16 @@ class Run:
         loggers = all_loggers(given.pop("logger", None), own)
         quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
         every = [*callbacks, *as_list(given.pop("callbacks", None))]
-        return L.Trainer(**quiet | given | {"default_root_dir": self.folder}, callbacks=every, logger=loggers)
+        return L.Trainer(**quiet | plain(given) | {"default_root_dir": self.folder}, callbacks=every, logger=loggers)
 
-    def _write(self, predictions: Predictions) -> None:
-        number = np.arange(len(predictions.digits))
+    def _write(self, predictions: Predictions, folder: Path) -> None:
+        number, name = np.arange(len(predictions.digits)), self.results_name().removesuffix(self.variant)
         header = "index,digit,confidence," + ",".join(f"p{digit}" for digit in range(10))
-        tables: dict[str, Any] = {"predictions.csv": (header, [number, *predictions])}
+        tables: dict[str, Any] = {f"predictions{name}.csv": (header, [number, *predictions])}
         if isinstance(self.data, Kaggle):
-            tables["submission.csv"] = ("ImageId,Label", [number + 1, predictions.digits])
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "submission.csv").unlink(missing_ok=True)
-        self.written = [self.folder / name for name in tables]
+            tables[f"submission{name}.csv"] = ("ImageId,Label", [number + 1, predictions.digits])
+        folder.mkdir(parents=True, exist_ok=True)
+        self.written = [folder / table for table in tables]
         for path, (header, columns) in zip(self.written, tables.values(), strict=True):
             with open_atomic(path) as file:  # nine digits keep a float32 exactly
                 table = np.column_stack([column.astype(np.float64) for column in columns])
@@ -213,36 +258,32 @@ def config_of(checkpoint: Path) -> dict[str, Any] | None:
     return read_config(path) if checkpoint.parent.name == "checkpoints" and path.is_file() else None
 
 
-def _pick(folder: Path, which: str) -> Path:
-    """Return the checkpoint of a run folder: of a run without validation the last one counts."""
-    best = folder / "checkpoints" / f"{which}.ckpt"
-    counts = best.exists() or read_json(folder / "run.json").get("weights") != "last"
-    return best if counts else best.with_name("last.ckpt")
-
-
-def find_checkpoint(path: str | Path | None, which: str, log_dir: str | Path = LOG_DIR) -> Path:
+def find_checkpoint(path: str | Path | None, which: str = "best", log_dir: str | Path = LOG_DIR) -> Path:
     """Return the checkpoint file for a path.
 
     Args:
-        path: A run folder, a checkpoint file, ``best`` or ``last`` of the newest run, or None for the newest run.
-        which: The checkpoint of a run folder, ``best`` or ``last``. A run without validation has only the last.
+        path: A run folder, a checkpoint file, ``best`` or ``last`` of the newest run, or None for the newest run that
+            has a checkpoint.
+        which: The checkpoint of a run folder: ``last``, or ``best``, which is the last one if there is no best one.
         log_dir: The folder of runs.
 
     Raises:
         InputError: If there is no such checkpoint.
     """
-    if path in (None, "best", "last"):
-        name = str(path or which)
-        files = [_pick(folder.parent, name) for folder in Path(log_dir).glob("*/checkpoints")]
-        found = sorted((file for file in files if file.exists()), key=lambda file: file.stat().st_mtime_ns)
-        if not found:
-            raise InputError(f"no run with {name}.ckpt in {log_dir}: train one first, python -m mnist_lightning fit")
-        return found[-1]
-    assert path is not None
-    file = _pick(Path(path), which) if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise InputError(f"no checkpoint at {file}: give a run folder or a checkpoint file")
-    return file
+    if path in ("best", "last"):
+        which, path = str(path), None
+    if path is not None and not Path(path).is_dir():
+        if Path(path).is_file():
+            return Path(path)
+        raise InputError(f"no checkpoint at {path}: give a run folder or a checkpoint file")
+    folders = [folder for folder, _ in newest_first(log_dir)] if path is None else [Path(path)]
+    files = [kept_checkpoint(folder, which) for folder in folders]
+    if found := next(filter(None, files), None):
+        return found
+    if path is not None:
+        what = "last.ckpt" if which == "last" else "checkpoint"
+        raise InputError(f"no {what} in {path}: give a run folder or a checkpoint file")
+    raise InputError(f"no run with {which}.ckpt in {log_dir}: train one first, python -m mnist_lightning fit")
 
 
 def find_last(path: str | Path, log_dir: str | Path = LOG_DIR) -> Path:
@@ -289,7 +330,9 @@ def load_run(
         names = "+".join(run.folder.name for run in runs)
         with suppress(InputError):  # exported files have none
             data = data or runs[0].data
-        return Run(Path(log_dir) / f"{names:.100}.results", None, DigitClassifier(Ensemble(runs)), data)
+        folder = Path(log_dir) / f"{names:.100}.results"
+        seen = [each for run in runs for each in run.trained_on]
+        return Run(folder, None, DigitClassifier(Ensemble(runs)), data, runs[0].variant, seen)
     file = find_checkpoint(path, "best", log_dir)
     config = config_of(file)
     folder = Path(log_dir) / f"{file.stem}.results" if config is None else file.parent.parent
@@ -312,4 +355,24 @@ def load_run(
         augment = from_settings(settings.get("augmentation"), trusted=True)
         own = isinstance(augment, nn.Module)  # not None, and not the text for one without plain settings
         model.net = TestTimeAugmentation(net, augment if own else Augmentation(), tta)
-    return Run(folder, file, model, data)
+    variant = f"_{file.stem}" if config is not None and file != kept_checkpoint(folder) else ""
+    variant += f"_tta{tta}" if tta else ""
+    return Run(folder, file, model, data, variant, trained_on(file, checkpoint))
+
+
+def trained_on(file: Path, checkpoint: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
+    """Return the data and splits that the weights in a file have learnt from, also by their start and their teachers.
+
+    Args:
+        file: The file.
+        checkpoint: Its content; None for a network of another runtime.
+    """
+    with suppress(KeyError, TypeError, AttributeError):  # the file is not trusted
+        found = (checkpoint or {})["callbacks"]["RunRecord"]["trained_on"]
+        return [{"dataset": each["dataset"], **each} for each in found]
+    data = (config_of(file) or {}).get("data")
+    if isinstance(data, dict):  # of a run that was imported, or trained by an earlier version
+        given = data.get("init_args") or {}
+        split = {name: given[name] for name in SPLIT if name in given}
+        return [{"dataset": str(data.get("class_path")).rpartition(".")[2], **split}]
+    return [UNKNOWN]

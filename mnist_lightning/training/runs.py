@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,33 @@ def runs(log_dir: str | Path = LOG_DIR, sort: str = "when") -> list[dict[str, An
         sort: The column to sort by: text from A to Z, the highest number first, the newest run first; None is last.
     """
     rows: list[dict[str, Any]] = []
-    for file in sorted(Path(log_dir).glob("*/run.json")):
-        if record := read_json(file):
-            kept = [record.get(key) for key in ("dataset", "network", "epochs", "best_val_acc")]
-            test = read_json(file.parent / "report" / "metrics.json").get("accuracy")
-            values = dict(zip(COLUMNS, [file.parent.name, *kept, test, record.get("started")], strict=True))
-            rows.append({name: value if isinstance(value, COLUMNS[name]) else None for name, value in values.items()})
-    rows.sort(key=lambda row: row["when"] or "", reverse=True)
+    for folder, record in newest_first(log_dir):
+        kept = [record.get(key) for key in ("dataset", "network", "epochs", "best_val_acc")]
+        test = read_json(folder / "report" / "metrics.json").get("accuracy")
+        values = dict(zip(COLUMNS, [folder.name, *kept, test, record.get("started")], strict=True))
+        rows.append({name: value if isinstance(value, COLUMNS[name]) else None for name, value in values.items()})
     if sort != "when":
         rows.sort(key=lambda row: (row[sort] is None, row[sort] if isinstance(row[sort], str) else -(row[sort] or 0)))
     return rows
+
+
+def newest_first(log_dir: str | Path = LOG_DIR) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the runs in a folder and their records, by their start: folders with a valid ``run.json``."""
+    records = [(file.parent, read_json(file)) for file in sorted(Path(log_dir).glob("*/run.json"))]
+    return sorted([each for each in records if each[1]], key=lambda each: _start(each[1]), reverse=True)
+
+
+def _start(record: dict[str, Any]) -> float:
+    try:
+        return datetime.fromisoformat(record["started"]).timestamp()
+    except (KeyError, TypeError, ValueError):  # somebody edited the record
+        return 0.0
+
+
+def kept_checkpoint(folder: Path, which: str = "best") -> Path | None:
+    """Return the ``best`` checkpoint of a run, or else the ``last`` one; None if there is none."""
+    files = [folder / "checkpoints" / f"{name}.ckpt" for name in (which, "last")]
+    return next((file for file in files if file.is_file()), None)
 
 
 def runs_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -69,4 +87,6 @@ def read_config(path: Path) -> dict[str, Any]:
         config = yaml.load(path.read_text(encoding="utf-8"), FastLoader)
     except Exception as error:  # PyYAML raises AttributeError, KeyError and others for tags such as !!bool x
         raise InputError(f"cannot read the settings in {path}: {' '.join(str(error).split()):.200}") from error
-    return config if isinstance(config, dict) else {}
+    if config is not None and not isinstance(config, dict):
+        raise InputError(f"expected settings by their names in {path}, got {config!r:.100}")
+    return config or {}
