@@ -19,7 +19,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import files_in
-from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
@@ -29,7 +34,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
 
 import mnist_lightning
-from mnist_lightning import MLP, DigitClassifier, Ensemble, UCIDigits, fit, load_run, recognize
+from mnist_lightning import MLP, MNIST, DigitClassifier, Ensemble, UCIDigits, fit, load_run, recognize
 from mnist_lightning.cli import main
 from mnist_lightning.errors import InputError
 from mnist_lightning.models.classify import classify
@@ -612,6 +617,144 @@ def test_augmentation_is_moved_and_seeded(folder: Path) -> None:
 
     fit(DigitClassifier(MLP([8])), UCIDigits(augmentation=Shift()), max_epochs=1, enable_progress_bar=False)
     assert shapes == [(1150, 1, 28, 28)]
+
+
+QUIET: dict[str, Any] = {"enable_progress_bar": False}
+
+
+def test_numbers_of_numpy_and_paths(folder: Path) -> None:
+    """They train, and become plain values in every file, so that the run can be loaded."""
+    settings = {"batch_size": np.int64(64), "val_fraction": np.float64(0.25), "split_seed": np.int64(1)}
+    net = MLP(np.array([8]), dropout=np.linspace(0, 0.5, 3)[1])  # type: ignore[arg-type]
+    model = DigitClassifier(net, partial(torch.optim.Adam, lr=np.float64(2e-3)), label_smoothing=np.float32(0.5))
+    run = fit(model, UCIDigits(**settings), seed=np.int64(3), max_epochs=np.int64(1), **QUIET)  # type: ignore[arg-type]
+    record = run.record
+    assert (record["batch_size"], record["lr"], record["seed"], record["max_epochs"]) == (64, 2e-3, 3, 1)
+    assert record["net_arguments"] == {"hidden_sizes": [8], "dropout": 0.25, "activation": "ReLU", "batch_norm": False}
+    torch.load(run.folder / "checkpoints/last.ckpt", weights_only=True)
+    again = load_run(run.folder)
+    assert (again.data.val_fraction, again.model.net.hidden_sizes) == (0.25, [8])
+    again.test(limit_test_batches=np.int64(1))
+    assert UCIDigits(folds=np.int64(3), stratified=np.bool_(True)).trained_on["stratified"] is True  # type: ignore
+    more = fit(
+        DigitClassifier(net, model.optimizer, label_smoothing=0.5), UCIDigits(**settings), seed=3, resume=run.folder
+    )
+    assert more.record["epochs"] == 10
+
+    class Folder(UCIDigits):
+        def __init__(self, data_dir: Any, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.data_dir = data_dir
+
+    assert to_settings(Folder(Path("a/b")))["init_args"]["data_dir"] == "a/b"  # type: ignore[index]
+    assert to_settings(MNIST(Path("data"), mirrors=[Path("x")]))["init_args"]["mirrors"] == ["x"]  # type: ignore
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"monitor": "val/loss", "mode": "min"},
+        {"monitor": "val/acc", "mode": "min"},
+        {"monitor": "val/acc", "mode": "max", "every_n_epochs": 2},
+        {"monitor": "val/acc", "mode": "max", "save_top_k": -1},
+        {"monitor": None},
+        {"monitor": "val/acc", "mode": "max", "filename": "other"},
+        {"monitor": "val/acc", "mode": "max", "save_weights_only": True},
+    ],
+    ids=str,
+)
+def test_the_record_says_what_the_kept_checkpoint_is(given: dict[str, Any], folder: Path) -> None:
+    """Whatever the checkpoint's settings are: best_val_acc is that of best.ckpt, or else of last.ckpt."""
+    torch.manual_seed(0)
+    saving = ModelCheckpoint(**{"filename": "best", "enable_version_counter": False} | given)
+    data = UCIDigits(val_fraction=0.05)  # so few images that accuracy and loss choose other epochs
+    rate = partial(torch.optim.Adam, lr=0.02)
+    run = fit(DigitClassifier(MLP([8]), rate), data, callbacks=[saving], max_epochs=6, **QUIET)
+    expected = {row["step"]: row for row in run.history if "val/acc" in row}
+    saved = torch.load(run.checkpoint, weights_only=True)  # type: ignore[arg-type]
+    row = expected[saved["global_step"] - 1]
+    assert run.record["best_val_acc"] == pytest.approx(row["val/acc"])
+    assert run.record["best_epoch"] == row["epoch"]
+    assert run.validate()["accuracy"] == pytest.approx(run.best_val_acc)
+    assert load_run(run.folder).checkpoint == run.checkpoint
+
+
+def test_averages_that_would_be_lost(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The average of StochasticWeightAveraging is saved nowhere; that of EMAWeightAveraging is what is tested."""
+    model = DigitClassifier(MLP([8]))
+    with pytest.raises(InputError, match="StochasticWeightAveraging's average would not be saved: use EMAWeight"):
+        fit(model, UCIDigits(), callbacks=[StochasticWeightAveraging(0.01)], max_epochs=1, **QUIET)
+    flag = "--trainer.callbacks+=StochasticWeightAveraging"
+    capsys.readouterr()
+    assert main(["fit", "--data", "UCIDigits", flag, "--trainer.callbacks.swa_lrs", "0.01"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "average would not be saved: use EMAWeightAveraging" in line
+    assert files_in(folder) == set()
+    average = EMAWeightAveraging(decay=0.9)
+    run = fit(model, UCIDigits(), callbacks=[average], max_epochs=2, **QUIET)
+    saved = torch.load(run.checkpoint, weights_only=True)  # type: ignore[arg-type]
+    assert not torch.equal(
+        saved["state_dict"]["net.layers.1.weight"], saved["current_model_state"]["net.layers.1.weight"]
+    )
+    assert torch.equal(load_run(run.folder).model.net.layers[1].weight, saved["state_dict"]["net.layers.1.weight"])
+
+
+def test_a_factory_is_repeated_by_the_command(folder: Path) -> None:
+    """With a function that makes the model the seed sets the first weights; of a given model the record says so."""
+    run = fit(lambda: DigitClassifier(MLP([8])), UCIDigits(), seed=7, max_epochs=2, **QUIET)
+    assert run.record["first_weights"] == "seed"
+    words = run.record["command"].removeprefix("python -m mnist_lightning ").split()
+    assert main([*words, "--name", "again"]) == 0
+    again = load_run("lightning_logs/again")
+    assert again.history == run.history
+    torch.testing.assert_close(again.model.state_dict(), run.model.state_dict(), rtol=0, atol=0)
+    assert again.record["first_weights"] == "seed"
+    for wrong in (MLP([8]), lambda: MLP([8])):
+        with pytest.raises(InputError, match="model must be a DigitClassifier, or a function that makes one, got MLP"):
+            fit(wrong, UCIDigits())  # type: ignore[arg-type]
+    given = fit(DigitClassifier(MLP([8])), UCIDigits(), seed=7, max_epochs=1, **QUIET)
+    assert given.record["first_weights"] == "given"
+    rate = partial(torch.optim.SGD, lr=0.1)  # config.yaml cannot hold what Python made
+    assert fit(lambda: DigitClassifier(MLP([8]), rate), UCIDigits(), max_epochs=1, **QUIET).record["command"] is None
+    given.test()
+    assert "but with other first weights" in (given.folder / "report/index.html").read_text()
+
+
+class Doubled(nn.Module):
+    """A network whose attribute is not the argument."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.width = 2 * width
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(784, self.width), nn.Linear(self.width, 10))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(images)  # type: ignore[no-any-return]
+
+
+def test_a_run_that_cannot_be_loaded_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Local(Doubled):
+        pass
+
+    for net, reason in (
+        (
+            Net(),
+            "keep each argument of test_library.Net in an attribute of its name, or give load_run(folder, net=...)",
+        ),
+        (Doubled(), "keep each argument of test_library.Doubled in an attribute of its name"),
+        (Local(), ".Local cannot be imported: move it to a file"),
+        (MLP([4]), None),
+    ):
+        run = fit(DigitClassifier(net), UCIDigits(), max_epochs=1, **QUIET)
+        (line,) = capsys.readouterr().out.splitlines() or [""]
+        assert reason is None or (line.startswith("This run cannot be loaded by its folder alone: ") and reason in line)
+        assert (line == "") == (reason is None)
+        assert load_run(run.folder, net=net).predict(np.zeros((1, 28, 28), np.uint8)).digits.shape == (1,)
+        if reason is None:
+            load_run(run.folder)
+        else:
+            with pytest.raises(InputError):
+                load_run(run.folder)
 
 
 def test_seeds_of_an_epoch() -> None:

@@ -1,11 +1,14 @@
 """A run that is stopped at any time and resumed ends with the bits of the undisturbed run."""
 
+import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -19,13 +22,14 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from mnist_lightning import MLP, DigitClassifier, DigitDataModule, OneCycle, fit, load_run
+from mnist_lightning import MLP, DigitClassifier, DigitDataModule, OneCycle, UCIDigits, fit, load_run
 from mnist_lightning.cli import main
 from mnist_lightning.data.loader import BatchLoader
 from mnist_lightning.errors import InputError
 from mnist_lightning.training import loggers
 from mnist_lightning.training.loggers import read_history
 from mnist_lightning.training.quiet import quieten
+from mnist_lightning.training.runs import read_config
 
 
 class Noise(nn.Module):
@@ -333,6 +337,152 @@ def test_refused(resume: str, message: str, folder: Path) -> None:
     (folder / "stray.ckpt").write_bytes(b"")
     with pytest.raises(InputError, match=message):
         train(folder / "logs", resume=resume)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+FIT = ["fit", "--data", "UCIDigits", "--net.hidden_sizes", "[4]", "--device", "cpu"]
+RESUME = ["fit", "--ckpt_path", "lightning_logs/a", "--epochs", "3"]
+
+
+def test_a_resumed_run_keeps_its_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Any other flag that differs is one line that names it, and nothing is written."""
+    assert main([*FIT, "--epochs", "2", "--name", "a", "--model.lr_scheduler", "OneCycle"]) == 0
+    before = contents(folder)
+    for flags, name in (
+        (["--lr", "0.5"], "model.optimizer.lr 0.001, now 0.5"),
+        (["--model.optimizer.weight_decay", "0.1"], "model.optimizer.weight_decay 0.0, now 0.1"),
+        (["--model.optimizer", "SGD"], "model.optimizer Adam, now SGD"),
+        (["--model.lr_scheduler", "Cosine"], "model.lr_scheduler OneCycle, now Cosine"),
+        (["--model.label_smoothing", "0.1"], "model.label_smoothing 0.0, now 0.1"),
+        (["--batch_size", "64"], "data.batch_size 32, now 64"),
+        (["--data.split_seed", "3"], "data.split_seed 0, now 3"),
+        (["--data", "MNIST"], "data UCIDigits, now MNIST"),
+        (["--net", "CNN"], "model.net MLP, now CNN"),
+        (["--net.hidden_sizes", "[8]"], r"model.net.hidden_sizes \[4\], now \[8\]"),
+        (["--seed", "7"], "seed 42, got 7"),
+        (["--freeze", "layers.1"], r"freeze None, now \['layers.1'\]"),
+        (["--precision", "bf16-mixed"], "trainer.precision None, now bf16-mixed"),
+        (["--trainer.gradient_clip_val", "1"], "trainer.gradient_clip_val None, now 1(.0)?"),
+        (["--trainer.limit_train_batches", "3"], "trainer.limit_train_batches None, now 3(.0)?"),
+        (["--checkpoint.monitor", "val/loss"], "checkpoint.monitor val/acc, now val/loss"),
+        (["--trainer.fast_dev_run", "true"], "trainer.fast_dev_run False, now True"),
+        (["--trainer.callbacks+=EMAWeightAveraging"], ".*callbacks, but .* with others: EMAWeightAveraging"),
+    ):
+        capsys.readouterr()
+        assert main([*RESUME, *flags]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        start = "python -m mnist_lightning: error: a resumed run keeps its "
+        assert re.fullmatch(f"{start}(settings: lightning_logs/a has )?{name}", lines[0]), lines
+        assert contents(folder) == before
+    free = [
+        "--trainer.callbacks+=ValidationFigures",
+        "--data.eval_batch_size",
+        "9",
+        "--trainer.max_time",
+        "00:01:00:00",
+    ]
+    assert main([*RESUME, *free, "--trainer.log_every_n_steps", "7", "--trainer.callbacks+=Timer"]) == 0
+    record = json.loads(Path("lightning_logs/a/run.json").read_text())
+    assert (record["epochs"], record["lr"]) == (3, 0.001)
+    assert read_config(Path("lightning_logs/a/config.yaml"))["trainer"]["max_epochs"] == 3
+
+
+def test_python_resumes_with_the_same_objects(tmp_path: Path) -> None:
+    """What differs is one line, and the files of the run stay as they were."""
+    run = train(tmp_path, max_epochs=2)
+    files = [run.folder / name for name in ("run.json", "config.yaml", "metrics.csv", "checkpoints/last.ckpt")]
+    before = [file.read_bytes() for file in files]
+    adam, other = partial(torch.optim.Adam, lr=0.01), partial(torch.optim.Adam, lr=0.5)
+    sgd = partial(torch.optim.SGD, lr=0.01)
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.layers(images)  # type: ignore[no-any-return]
+
+    for model, data, more, message in (
+        (DigitClassifier(MLP([16], dropout=0.5), other), Tiny(), {}, "lr 0.01, got 0.5"),
+        (DigitClassifier(MLP([16], dropout=0.5), sgd), Tiny(), {}, "optimizer Adam, got SGD"),
+        (DigitClassifier(MLP([9], dropout=0.5), adam), Tiny(), {}, r"hidden_sizes \[16\], got \[9\]"),
+        (DigitClassifier(MLP([16], dropout=0.1), adam), Tiny(), {}, "dropout 0.5, got 0.1"),
+        (DigitClassifier(Own(), adam), Tiny(), {}, "class_path MLP, got Own"),
+        (
+            DigitClassifier(MLP([16], dropout=0.5), adam, label_smoothing=0.1),
+            Tiny(),
+            {},
+            "label_smoothing 0.0, got 0.1",
+        ),
+        (DigitClassifier(MLP([16], dropout=0.5), adam), Tiny(batch_size=5), {}, "batch_size 10, got 5"),
+        (DigitClassifier(MLP([16], dropout=0.5), adam), Tiny(split_seed=1), {}, "split_seed 0, got 1"),
+        (DigitClassifier(MLP([16], dropout=0.5), adam), Tiny(augmentation=Noise()), {}, "augmentation None, got Noise"),
+        (DigitClassifier(MLP([16], dropout=0.5), adam), Tiny(), {"seed": 1}, "seed 42, got 1"),
+        (DigitClassifier(MLP([16], dropout=0.5), adam), Tiny(), {"max_epochs": 1}, "the run has 2 epochs already"),
+        (DigitClassifier(MLP([16], dropout=0.5), adam), Tiny(), {"max_steps": 5}, "the run has 20 updates already"),
+        (DigitClassifier(MLP([16], dropout=0.5), adam), Tiny(), {"fast_dev_run": True}, "got fast_dev_run"),
+        (DigitClassifier(MLP([16], dropout=0.5), adam), Tiny(), {"freeze": "layers.1"}, "freeze None, got"),
+        (DigitClassifier(MLP([16], dropout=0.5), adam), Tiny(), {"teacher": MLP([4])}, "teacher None, got"),
+        (
+            DigitClassifier(MLP([16], dropout=0.5), adam),
+            Tiny(),
+            {"gradient_clip_val": 1},
+            "trainer.gradient_clip_val None",
+        ),
+    ):
+        given = {"max_epochs": 3, "enable_progress_bar": False} | more
+        with pytest.raises(InputError, match=message) as refused:
+            fit(model, data, resume=run.folder, **given)
+        assert not hasattr(refused.value, "__notes__")
+        assert [file.read_bytes() for file in files] == before
+
+
+def test_an_error_before_the_first_update_restores_the_files(tmp_path: Path) -> None:
+    """Then the printed way to resume still works; after an update the new length stays."""
+    whole = train(tmp_path / "whole", max_epochs=4)
+    run = train(tmp_path / "a", max_epochs=2)
+    files = [run.folder / "run.json", run.folder / "config.yaml"]
+    before = [file.read_bytes() for file in files]
+    with pytest.raises(ValueError, match="own"):
+        train(tmp_path / "a", StopAt(20, error=ValueError("own")), max_epochs=4, resume="last")
+    assert [file.read_bytes() for file in files] == before
+    with pytest.raises(ValueError, match="own"):
+        train(tmp_path / "a", StopAt(23, error=ValueError("own")), max_epochs=4, resume="last")
+    assert json.loads(files[0].read_text())["finished"] is False
+    train(tmp_path / "a", max_epochs=4, resume="last")
+    assert_same(run.folder, whole.folder)
+
+
+def test_one_process_trains_a_run(folder: Path) -> None:
+    """The second that resumes it is refused, also while the first one trains it for the first time."""
+    more = ["--epochs", "1000", "--name", "a", "--trainer.enable_progress_bar", "false"]
+    first = subprocess.Popen([sys.executable, "-m", "mnist_lightning", *FIT, *more])
+    try:
+        last = Path("lightning_logs/a/metrics.csv")
+        end = time.monotonic() + 120
+        while not last.exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        before = json.loads(Path("lightning_logs/a/run.json").read_text())["started"]
+        with pytest.raises(
+            InputError, match=r"another process trains lightning_logs/a: wait for it, or give another --"
+        ):
+            fit(DigitClassifier(MLP([4])), UCIDigits(), resume="lightning_logs/a", max_epochs=2000)
+        Path("link").symlink_to("lightning_logs/a")
+        with pytest.raises(InputError, match="another process trains link"):
+            fit(DigitClassifier(MLP([4])), UCIDigits(), resume="link", max_epochs=2000)
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+    assert json.loads(Path("lightning_logs/a/run.json").read_text())["started"] == before
+    done = json.loads(Path("lightning_logs/a/run.json").read_text())["epochs"]
+    assert main([*FIT[:1], "--ckpt_path", "lightning_logs/a", "--epochs", str(done + 1)]) == 0  # the lock died with it
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["a"]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has none")

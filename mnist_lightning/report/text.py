@@ -90,6 +90,23 @@ def spread(mean: float | None, std: float | None = None) -> str:
     return "-" if mean is None else f"{mean:.2%}" if std is None else f"{100 * mean:.2f} ± {100 * std:.2f}%"
 
 
+def seen_text(seen: int | None, images: int) -> str:
+    """Return what it means that validation images were learnt from; empty if none was.
+
+    Args:
+        seen: How many; None if it is not known.
+        images: The number of validation images.
+    """
+    if seen is None:
+        return "It is not known which images the weights or the teacher have learnt from: the accuracy may be too high."
+    if not seen:
+        return ""
+    return (
+        f"The weights or the teacher may have learnt from {seen:,} of the {images:,} validation images: the validation "
+        "accuracy is too high."
+    )
+
+
 def noun(class_names: Sequence[str]) -> str:
     """Return what the classes are called: ``digit`` or ``class``."""
     return "digit" if tuple(class_names) == DIGIT_NAMES else "class"

@@ -22,6 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mnist_lightning.classifier import read_checkpoint
 from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomic
@@ -29,7 +30,10 @@ from mnist_lightning.models.classify import classify
 from mnist_lightning.models.ensemble import TestTimeAugmentation
 from mnist_lightning.models.layers import layer_table
 from mnist_lightning.report.metrics import Metrics
+from mnist_lightning.report.text import seen_text
+from mnist_lightning.settings import plain
 from mnist_lightning.training.loggers import HistoryLogger, TensorBoardRunLogger, read_history
+from mnist_lightning.training.runs import kept_checkpoint, read_json
 
 PACKAGES = ("mnist-lightning", "torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy")
 
@@ -39,25 +43,73 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
+LOST_AVERAGE = "StochasticWeightAveraging's average would not be saved: use EMAWeightAveraging, whose average is tested"
+# What run.json says of a run that a resumed one cannot change.
+FIXED = ("network", "optimizer", "lr", "lr_scheduler", "augmentation")
+
+
+def check_same(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path, place: str = "") -> None:
+    """Refuse a setting that a run has otherwise.
+
+    Args:
+        saved: The run's settings.
+        given: Those that it is resumed with; one that only one of both has is no matter.
+        folder: The run folder.
+        place: Where the settings are, with a dot at its end.
+
+    Raises:
+        InputError: If there is one.
+    """
+    for name in saved.keys() & given.keys():
+        before, now = saved[name], given[name]
+        if name == "class_path":  # MLP has two import paths
+            before, now = (str(path).rpartition(".")[2] for path in (before, now))
+        if isinstance(before, dict) and isinstance(now, dict):
+            check_same(before, now, folder, f"{place}{name}.")
+        elif before != now:
+            raise InputError(f"a resumed run keeps its settings: {folder} has {place}{name} {before}, got {now}")
+
+
 class RunRecord(Callback):
     """Write ``config.yaml`` when training begins, ``run.json`` with each epoch, and ``curves.png`` at the end.
+
+    A resumed run that ends before its first update leaves both files as they were.
 
     Args:
         folder: The run folder.
         seed: The run's seed, for the record.
         config: The content of ``config.yaml``. A text replaces the file; settings do not.
+        first_weights: Where they came from: ``seed``, or ``given`` if the seed does not repeat them.
+        trained_on: What the weights and the teachers that the run starts with were trained on.
     """
 
-    def __init__(self, folder: Path, seed: int, config: str | Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        config: str | Mapping[str, Any],
+        first_weights: str = "seed",
+        trained_on: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         self.folder, self.seed, self.config = folder, seed, config
         self.settings: dict[str, Any] = {}
         self.start: float | None = None
+        self.first_step = 0
+        self.files_before: dict[Path, bytes] = {}
+        self.validated: dict[int, dict[str, Any]] = {}  # the accuracy and the epoch after so many updates
         # What a resumed run continues from; best_epoch is counted from 0, as in metrics.csv.
-        self.state: dict[str, Any] = {"started": datetime.now().astimezone().isoformat(timespec="seconds")}
-        self.state |= {"fit_seconds": 0.0, "best_val_acc": None, "best_epoch": None}
+        self.state: dict[str, Any] = {
+            "started": datetime.now().astimezone().isoformat(timespec="milliseconds"),
+            "first_weights": first_weights,
+            "trained_on": list(trained_on),
+            "fit_seconds": 0.0,
+            "best_val_acc": None,
+            "best_epoch": None,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run continues from."""
+        self._remember_best()
         return self.state | {"fit_seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -69,12 +121,20 @@ class RunRecord(Callback):
         return earlier + (0.0 if self.start is None else time.perf_counter() - self.start)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock: loading data is not measured. With a progress bar, print the data, network and device."""
-        record = self.settings = settings_of(trainer, pl_module) | {"seed": self.seed}
+        """Refuse settings that are not the resumed run's. With a progress bar, print the data, network and device."""
+        record = self.settings = plain(settings_of(trainer, pl_module)) | {"seed": self.seed}
+        # LearningRateFinder finds another rate each time.
+        fixed = {name: record[name] for name in FIXED if name != "lr" or pl_module.lr is None}
+        check_same(read_json(self.folder / "run.json"), fixed, self.folder)
+        data: DigitDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        record["validation_seen"] = seen = data.seen(self.state["trained_on"])
+        if trainer.is_global_zero and (warning := seen_text(seen, len(data.val_set or ()))):
+            print(warning)
         if trainer.is_global_zero and trainer.progress_bar_callback:
-            data, number = trainer.datamodule, trainer.world_size  # type: ignore[attr-defined]
+            number = trainer.world_size
             line = (
-                f"{record['dataset']}: {len(data.train_set):,} training and {len(data.val_set):,} validation images. "
+                f"{record['dataset']}: {len(data.train_set or ()):,} training and "
+                f"{len(data.val_set or ()):,} validation images. "
                 f"{record['network']}: {record['num_parameters']:,} parameters on {record['device']}. "
                 f"Run folder: {self.folder}"
             )
@@ -83,13 +143,14 @@ class RunRecord(Callback):
                     f"\n{number} processes: {number * data.batch_size} images per update, at the same learning rate."
                 )
             print(line, "", *record["layers"], "", sep="\n", flush=True)
-        self.start = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write ``config.yaml``, now that the settings are known to work, and show them in TensorBoard."""
+        """Start the clock, write ``config.yaml``, and show the settings in TensorBoard."""
         for logger in tensorboards(trainer):
             logger.show_settings(self.settings)
+        self.start, self.first_step = time.perf_counter(), trainer.global_step
         path = self.folder / "config.yaml"
+        self.files_before = {file: file.read_bytes() for file in (path, self.folder / "run.json") if file.exists()}
         if trainer.is_global_zero and (isinstance(self.config, str) or not path.exists()):
             text = self.config if isinstance(self.config, str) else yaml.safe_dump(self.config, sort_keys=False)
             write_atomic(path, text)
@@ -100,13 +161,22 @@ class RunRecord(Callback):
             self._write(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember the best validation accuracy; of equal epochs the first, as for best.ckpt."""
-        accuracy, best = trainer.callback_metrics["val/acc"].item(), self.state["best_val_acc"]
-        if not trainer.sanity_checking and (best is None or accuracy > best):
-            self.state |= {"best_val_acc": accuracy, "best_epoch": trainer.current_epoch}
+        """Remember the accuracy of these weights: they may become the best checkpoint."""
+        if not trainer.sanity_checking:
+            accuracy = trainer.callback_metrics["val/acc"].item()
+            self.validated[trainer.global_step] = {"best_val_acc": accuracy, "best_epoch": trainer.current_epoch}
+
+    def _remember_best(self) -> None:
+        """Remember the accuracy of the checkpoint that counts, or the best one if nothing is saved."""
+        if kept := kept_checkpoint(self.folder):
+            self.state |= self.validated.get(read_checkpoint(kept)["global_step"], {})
+        elif self.validated:
+            self.state |= max(self.validated.values(), key=lambda each: each["best_val_acc"])
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule, finished: bool = True) -> None:
         """Write the record, draw the curves, and say so if training diverged."""
+        if self.start is None and read_json(self.folder / "run.json").get("finished"):  # nothing was left to train
+            return
         loss = trainer.callback_metrics.get("train/loss", torch.zeros(()))
         if trainer.is_global_zero:
             self._write(trainer, finished)
@@ -122,14 +192,21 @@ class RunRecord(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Write the record of a run that was interrupted after it began, unless the disk is full."""
-        if self.start is not None:
-            with suppress(OSError):
+        if self.start is None:
+            return
+        with suppress(OSError):
+            if trainer.global_step > self.first_step:
                 self.on_fit_end(trainer, pl_module, finished=False)
+            elif trainer.is_global_zero:
+                for file, content in self.files_before.items():
+                    write_atomic(file, content)
 
     def _write(self, trainer: L.Trainer, finished: bool = False) -> None:
+        self._remember_best()
+        command = f"python -m mnist_lightning fit --config {shlex.quote(str(self.folder / 'config.yaml'))}"
         record = {
             "verb": "fit",
-            "command": f"python -m mnist_lightning fit --config {shlex.quote(str(self.folder / 'config.yaml'))}",
+            "command": None if '"<' in json.dumps(self.config) else command,
             **self.settings,
             **self.state,
             "fit_seconds": round(self._seconds(), 2),
@@ -224,13 +301,14 @@ class ReportWriter(Callback):
     """Write the report of ``test``, and show its figures in TensorBoard.
 
     Args:
-        folder: The run folder.
+        folder: The folder of the report.
+        run: The folder of the run.
         record: The content of its ``run.json``.
         robustness: Whether to measure changed images too.
     """
 
-    def __init__(self, folder: Path, record: Mapping[str, Any], robustness: bool = False) -> None:
-        self.folder, self.record, self.robustness = folder, record, robustness
+    def __init__(self, folder: Path, run: Path, record: Mapping[str, Any], robustness: bool = False) -> None:
+        self.folder, self.run, self.record, self.robustness = folder, run, record, robustness
         self.metrics: dict[str, Any] = {}
         self._parts: list[Tensor] = []
 
@@ -256,19 +334,19 @@ class ReportWriter(Callback):
                     changed = robustness(partial(classify, net), images, labels)
             views = f" · {net.views} random views" if isinstance(net, TestTimeAugmentation) else ""
             self.metrics, pngs = write_report(
-                self.folder / "report",
-                title=f"{type(data).__name__} · {self.folder.resolve().name}{views}",
+                self.folder,
+                title=f"{type(data).__name__} · {self.run.resolve().name}{views}",
                 dataset=type(data).__name__,
                 test=(images, labels, probabilities),
                 loss=trainer.callback_metrics["test/loss"].item(),
-                history=read_history(self.folder / "metrics.csv"),
+                history=read_history(self.run / "metrics.csv"),
                 record=self.record,
                 robustness=changed,
                 names=data.class_names,
             )
             for logger in tensorboards(trainer):
                 logger.show("test", pngs)
-        self.metrics = Metrics(trainer.strategy.broadcast(self.metrics), self.folder / "report" / "index.html")
+        self.metrics = Metrics(trainer.strategy.broadcast(self.metrics), self.folder / "index.html")
 
 
 class ValidationFigures(Callback):
