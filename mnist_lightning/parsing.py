@@ -3,11 +3,14 @@
 import argparse
 import inspect
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from pydoc import locate
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -18,9 +21,16 @@ from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import augmentation, drawings, kaggle, torchvision, uci  # noqa: F401  --data finds them by name once imported
 from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.errors import InputError, condense
-from mnist_lightning.training.callbacks import ValidationFigures  # noqa: F401  --trainer.callbacks finds it by name
+from mnist_lightning.training.callbacks import (
+    LOST_AVERAGE,
+    ValidationFigures,  # noqa: F401  --trainer.callbacks finds it by name
+)
 from mnist_lightning.training.runs import LOG_DIR, read_config
 from mnist_lightning.usage import DEFAULTS, PROGRAM, VERBS, about, closest
+
+# Defaults of Lightning's callbacks, such as Timer's interval, are enumerations, which PyYAML cannot write.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
+OF_EVERY_SOURCE = inspect.signature(DigitDataModule).parameters
 
 
 def parser_settings(verb: str) -> dict[str, Any]:
@@ -104,15 +114,98 @@ class FitCLI(LightningCLI):
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse, and check that the settings can be written to ``config.yaml`` and read back."""
-        self.config = parser.parse_args(args)
+        self.config = parse_chosen(parser, read_configs(args))
         config = self.config.clone()
         config.name = config.ckpt_path = config.seeds = None  # they belong to this command, not to the recipe
-        self.text = parser.dump(config, skip_none=False)
+        if "StochasticWeightAveraging" in str(config.trainer.callbacks):
+            raise InputError(LOST_AVERAGE)
+        with warnings.catch_warnings(action="ignore"):  # the same, in several lines
+            self.text = parser.dump(config, skip_none=False)
         if lost := re.search(r".*Unable to serialize.*", self.text):
             raise InputError(f"this setting cannot be written to config.yaml and read back: {lost[0].strip()}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Leave the Trainer to ``fit``."""
+
+
+def parse_chosen(parser: Parser, words: Sequence[str | dict[str, Any]]) -> Namespace:
+    """Parse twice, so that a chosen class has its own defaults and what was written for it, and nothing else.
+
+    jsonargparse would keep the arguments of the default class, or of a file's class, where the names are the same.
+
+    Args:
+        parser: The parser.
+        words: What ``read_configs`` returned.
+    """
+    first = parser.parse_args([word for word in as_flags(words) if not word.startswith("--print_config")])
+    chosen = {
+        place: settings.class_path
+        for place, settings in first.items(branches=True)
+        if isinstance(settings, Namespace) and "class_path" in settings
+    }
+    defaults = parser.get_defaults()
+    for place, path in chosen.items():
+        if ".init_args." not in place and not is_class(defaults.get(f"{place}.class_path"), path):
+            parser.set_defaults({place: {"class_path": path}})
+    kept = [written_for(chosen, word) if isinstance(word, dict) else word for word in words]
+    parsed: Namespace = parser.parse_args(as_flags(kept))
+    return parsed
+
+
+def read_configs(args: Sequence[str]) -> list[str | dict[str, Any]]:
+    """Return the arguments, with the settings of each ``--config`` file in its place.
+
+    Raises:
+        InputError: If a file cannot be read.
+    """
+    words: list[str | dict[str, Any]] = []
+    rest = iter(args)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if flag in ("--config", "-c"):
+            words.append(read_config(Path(value if equals else next(rest, ""))))
+        else:
+            words.append(word)
+    return words
+
+
+def as_flags(words: Sequence[str | dict[str, Any]]) -> list[str]:
+    """Return the arguments for a parser: settings become the text of a file."""
+    return [f"--config={yaml.safe_dump(word)}" if isinstance(word, dict) else word for word in words]
+
+
+def written_for(chosen: Mapping[str, str], settings: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """Return the settings of a file without those for a class that was not chosen.
+
+    The arguments of every data module stay: they mean the same in each.
+
+    Args:
+        chosen: The import path of each class that was chosen, by its place, such as ``model.net``.
+        settings: The settings, which may be nested.
+        place: Where they are, with a dot at its end.
+    """
+    kept: dict[str, Any] = {}
+    for key, value in settings.items():
+        inner = f"{place}{key}"
+        given = value if isinstance(value, dict) else {"class_path": value}
+        if inner in chosen and "class_path" in given and not is_class(given["class_path"], chosen[inner]):
+            if inner != "data":
+                continue
+            arguments = given.get("init_args") or {}
+            value = {"init_args": {name: arguments[name] for name in arguments if name in OF_EVERY_SOURCE}}
+        kept[key] = written_for(chosen, value, f"{inner}.") if isinstance(value, dict) else value
+    return kept
+
+
+def leave_out(names: set[str], settings: Any) -> Any:
+    """Return settings without some names."""
+    is_section = isinstance(settings, dict)
+    return {name: value for name, value in settings.items() if name not in names} if is_section else settings
+
+
+def is_class(name: str | None, path: str) -> bool:
+    """Return whether a name, such as ``CNN`` or an import path, means the class with an import path."""
+    return name is not None and (f".{path}".endswith(f".{name}") or locate(name) is locate(path))
 
 
 def look_ahead(args: Sequence[str]) -> argparse.Namespace:
@@ -128,9 +221,9 @@ def look_ahead(args: Sequence[str]) -> argparse.Namespace:
 
 def parse(verb: str, args: Sequence[str], own: dict[str, Any] | None = None, **options: dict[str, Any]) -> Namespace:
     """Parse a verb's flags: the data's, with the run's settings as defaults, the Trainer's if it uses one, its own."""
-    parser = Parser(**parser_settings(verb))
+    parser = Parser(**parser_settings(verb), print_config=None)
     parser.add_lightning_class_args(DigitDataModule, "data", subclass_mode=True)
-    options["config"] = {"type": str}
+    parser.add_argument("--config", action="config", help=about(verb)["config"])
     if own is not None:
         options["ckpt_path"] = {"type": str, "nargs": "+"}
     if own is not None and verb != "export":
@@ -138,12 +231,16 @@ def parse(verb: str, args: Sequence[str], own: dict[str, Any] | None = None, **o
         parser.add_lightning_class_args(Trainer, "trainer")
     for name, option in options.items():
         parser.add_argument(f"--{name}", help=about(verb)[name], **option)
-    data: dict[str, Any] = {"class_path": DEFAULTS["data"]}
-    for config in (own or {}, *(read_config(Path(path)) for path in look_ahead(args).config)):
-        data = config.get("data") or data
-    init_args = dict(data.get("init_args") or {})
-    if verb != "describe":  # the others do not train
-        init_args.pop("augmentation", None)
-    parser.set_defaults({"data": {"class_path": data.get("class_path"), "init_args": init_args}})
-    made: Namespace = parser.instantiate_classes(parser.parse_args(args))
+    parser.set_defaults({"data": {"class_path": DEFAULTS["data"]}})
+
+    unused = {"augmentation"} if verb != "describe" else set()  # the others do not train
+    words: list[str | dict[str, Any]] = []
+    for word in (own or {}, *read_configs(args)):
+        if isinstance(word, dict):
+            data = leave_out(unused, word.get("data"))
+            if isinstance(data, dict) and "init_args" in data:
+                data["init_args"] = leave_out(unused, data["init_args"])
+            word = {"data": data} if data else {}
+        words.append(word)
+    made: Namespace = parser.instantiate_classes(parse_chosen(parser, words))
     return made

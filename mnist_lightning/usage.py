@@ -17,7 +17,7 @@ HELP = (Path(__file__).parent / "help.txt").read_text(encoding="utf-8").replace(
 OVERVIEW, *_SECTIONS = re.split(r"\n\n(?=usage: )", HELP.rstrip())
 VERBS: dict[str, str] = dict(re.findall(r"^  (\w+) +(.+)$", OVERVIEW, re.M))
 HELP_OF = dict(zip(VERBS, _SECTIONS, strict=True))
-SHORT: dict[str, str] = dict(re.findall(r"--(\w+)\s+for\s+--([\w.]+)", HELP_OF["fit"]))  # short forms of flags
+SHORT: dict[str, str] = dict(re.findall(r"--(\w+)\s+for\s+--([\w.]+\w)", HELP_OF["fit"]))  # short forms of flags
 COMPLETE = ("runs", "compare", "serve", "crossval", "tune", "import")  # their help lists all of their own flags
 FIT_FLAGS = ("crossval", "tune", "import")  # these verbs take the flags of fit too
 DEFAULTS = {"model.net": "mnist_lightning.MLP", "data": "mnist_lightning.MNIST"}

@@ -1,7 +1,8 @@
 """The verbs that need torch: each parses, calls the library, and prints."""
 
 import argparse
-import sys
+import os
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from mnist_lightning.data.augmentation import Augmentation, augmented
 from mnist_lightning.data.base import DEFAULT_DATA_DIR, DigitDataModule
 from mnist_lightning.errors import InputError
+from mnist_lightning.files import check_writable
 from mnist_lightning.parsing import look_ahead, parse
 from mnist_lightning.report import text
 from mnist_lightning.signals import listen
@@ -41,7 +43,8 @@ class CommandLine(Callback):
 def load(verb: str, args: Sequence[str], **options: dict[str, Any]) -> tuple[Run, dict[str, Any], Namespace]:
     """Return the run that a verb is for, the Trainer's arguments, and the verb's options."""
     known = look_ahead(args)
-    files = [] if any(word.endswith("help") for word in args) else checkpoints(known.ckpt_path, known.log_dir)
+    asks_for_help = any(re.fullmatch(r"--([\w.]+\.)?help", word) for word in args)
+    files = [] if asks_for_help else checkpoints(known.ckpt_path, known.log_dir)
     parsed = parse(verb, args, (config_of(files[0]) if files else None) or {}, **options)
     run = load_run(
         files if len(files) > 1 else files[0], data=parsed.data, log_dir=known.log_dir, tta=parsed.get("tta", 0)
@@ -53,7 +56,8 @@ def load(verb: str, args: Sequence[str], **options: dict[str, Any]) -> tuple[Run
 def checkpoints(paths: Sequence[str] | None, log_dir: Path) -> list[Path]:
     """Return the checkpoint files for paths, or of the newest run, and print them."""
     files = [find_checkpoint(path, "best", log_dir) for path in paths or (None,)]
-    say(f"Checkpoint: {', '.join(map(str, files))}" + ("" if paths else " (the best of the newest run)"))
+    newest = "" if paths else f" (the {files[0].stem} of the newest run)"
+    say(f"Checkpoint: {', '.join(map(str, files))}{newest}")
     return files
 
 
@@ -114,20 +118,23 @@ def _validate(args: Sequence[str]) -> None:
     run, trainer, _ = load("validate", args)
     metrics = run.validate(**trainer)
     say(f"\nvalidation accuracy {metrics['accuracy']:.2%}   loss {metrics['loss']:.4f}")
+    if warning := text.seen_text(run.data.seen(run.trained_on), len(run.data.val_set or ())):
+        say(warning)
 
 
 def _test(args: Sequence[str]) -> None:
-    run, trainer, parsed = load("test", args, robustness={"type": bool, "default": False})
-    metrics = run.test(robustness=parsed.robustness, **trainer)
-    report = run.folder / "report" / "index.html"
-    say(f"\n{text.test_table(metrics)}\n\nReport: {report}" if metrics else "fast_dev_run: nothing was written")
+    run, trainer, parsed = load("test", args, robustness={"type": bool, "default": False}, output={"type": str})
+    metrics = run.test(robustness=parsed.robustness, output=parsed.output, **trainer)
+    if not metrics:
+        return say("fast_dev_run: nothing was written")
+    say(f"\n{text.test_table(metrics)}\n\nReport: {run.written[0] / 'index.html'}")
 
 
 def _predict(args: Sequence[str]) -> int:
     args = ["--images", *args] if args and args[0][:1] != "-" else args
-    run, trainer, parsed = load("predict", args, images={"type": str, "nargs": "+"})
+    run, trainer, parsed = load("predict", args, images={"type": str, "nargs": "+"}, output={"type": str})
     if parsed.images is None:
-        run.predict(**trainer)
+        run.predict(output=parsed.output, **trainer)
         say(f"Written: {', '.join(map(str, run.written))}" if run.written else "fast_dev_run: nothing was written")
         return 0
     from mnist_lightning.pictures.read import picture_files  # here, since OpenCV takes a while to import
@@ -136,10 +143,13 @@ def _predict(args: Sequence[str]) -> int:
     uses_gpu = torch.cuda.is_available() and trainer.get("accelerator") != "cpu"
     run.model.setup("predict")
     net = run.model.net.to("cuda" if uses_gpu else "cpu")
-    done = write_digits(run.folder, picture_files(parsed.images), net)
-    shown = {file.stem: file for file in sorted((run.folder / COPIES).glob("*.jpg"))[:10]}
-    if shown:
-        pngs = {name: file.read_bytes() for name, file in {"cards": run.folder / CARDS, **shown}.items()}
+    folder, files = check_writable(Path(parsed.output or run.folder)), picture_files(parsed.images)
+    if not any(map(os.path.exists, files)):
+        raise InputError(f"no such file: {files[0]}")
+    done = write_digits(folder, files, net)
+    shown = {file.stem: file for file in sorted((folder / COPIES).glob("*.jpg"))[:10]}
+    if shown and parsed.output is None:
+        pngs = {name: file.read_bytes() for name, file in {"cards": folder / CARDS, **shown}.items()}
         show_pictures(run.folder, run.record.get("global_step", 0), pngs)
     doubtful = f" ({done.doubtful:,} doubtful)" if done.doubtful else ""
     say(f"\nDigits: {done.digits:,}{doubtful}   pictures: {done.pictures:,}   without a digit: {done.failures:,}")
@@ -205,7 +215,7 @@ def _tune(args: Sequence[str]) -> None:
     say(f"\n{study_table(study)}\n\n{rest}")
 
 
-def _export(args: Sequence[str]) -> int:
+def _export(args: Sequence[str]) -> None:
     from mnist_lightning.export import write  # here, since torch.export takes a while to import
 
     flags: dict[str, dict[str, Any]] = {name: {"type": bool, "default": False} for name in ("logits", "quantize")}
@@ -215,13 +225,8 @@ def _export(args: Sequence[str]) -> int:
     path = Path(parsed.output or run.folder / f"{run.folder.name}{suffix}")
     if parsed.format and path.suffix != suffix:
         raise InputError(f"--output must end in {suffix} for --format {parsed.format}, got {path}")
-    try:
-        rows = run.export(path, logits=parsed.logits, quantize=parsed.quantize)
-    except write.ExportError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 1
+    rows = run.export(path, logits=parsed.logits, quantize=parsed.quantize)
     say(f"\n{write.export_table(rows)}\n\nWritten: {path}")
-    return 0
 
 
 def _import(args: Sequence[str]) -> None:

@@ -20,8 +20,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from mnist_lightning import MLP, MNIST, DigitClassifier, __main__, __version__, cli, load_run, usage, verbs
+from mnist_lightning import MLP, MNIST, DigitClassifier, UCIDigits, __main__, __version__, cli, load_run, usage, verbs
 from mnist_lightning.cli import main
+from mnist_lightning.data.drawings import keep
 
 FIT = ["fit", "--data", "UCIDigits", "--model.net.hidden_sizes", "[16]"]
 ROOT = Path(__file__).parent.parent
@@ -227,6 +228,8 @@ def test_augmentation_that_cannot_be_read_back(folder: Path, capsys: pytest.Capt
         ("fit --precision 7", "--trainer.precision: expected one of .*, got 7"),
         ("fit --device gpu", ".*gpu.*|.*CUDA.*|.*GPU.*"),
         ("fit --config nowhere.yaml", ".*nowhere.yaml.*"),
+        ("fit --config text", "expected settings by their names in text, got 'hello'"),
+        ("describe --config text", "expected settings by their names in text, got 'hello'"),
         ("describe --config nowhere.yaml", "cannot read the settings in nowhere.yaml: .*No such file.*"),
         ("describe --output file", "file.*: (File exists|Not a directory)"),
         (
@@ -239,16 +242,18 @@ def test_augmentation_that_cannot_be_read_back(folder: Path, capsys: pytest.Capt
         ),
         ("fit --trainer.default_root_dir file", "cannot make a run folder in file.lightning_logs: .*"),
         ("fit --name a/b", "a run's name must be one folder name, .* got a/b"),
+        ("fit --name a\x07b", r"a run's name must be one folder name, .* got a\\x07b"),
     ],
 )
 def test_one_line_errors(args: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "file").write_text("")
+    (folder / "text").write_text("hello")
     words = args.split()
     if words[0] in ("fit", "describe") and "--data" not in words and "last" not in words:
         words += ["--data", "UCIDigits"]
     line = refusal(capsys, *words)
     assert re.fullmatch(message, line), line
-    assert files_in(folder) == {"file"}
+    assert files_in(folder) == {"file", "text"}
 
 
 def test_script_finds_the_current_folder(folder: Path) -> None:
@@ -342,6 +347,196 @@ def test_short_forms(capsys: pytest.CaptureFixture[str]) -> None:
     sgd, recipe = ["--model.optimizer", "SGD"], ["--config", str(ROOT / "configs/fast.yaml")]
     for args in (["--lr", "0.02"], ["--lr=0.02", *sgd], [*sgd, "--lr", "0.02"], [*recipe, "--lr", "0.02"]):
         assert settings(capsys, *args)["model"]["optimizer"]["init_args"]["lr"] == 0.02
+
+
+class Own(MLP):
+    """A network of one's own: arguments of MLP's names with other defaults."""
+
+    def __init__(self, hidden_sizes: tuple[int, ...] = (3,), dropout: float = 0.5, activation: str = "Sigmoid") -> None:
+        super().__init__(hidden_sizes, dropout)
+        self.activation = activation  # type: ignore[assignment]
+
+
+class Letters(UCIDigits):
+    """A data module of one's own, with a folder of its own."""
+
+    def __init__(self, data_dir: str = "letters", batch_size: int = 7, **kwargs: Any) -> None:
+        super().__init__(batch_size=batch_size, **kwargs)
+        self.data_dir = data_dir
+
+
+def test_a_chosen_class_has_its_own_defaults(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the line and in a file; what is written for it stays, what is written for another class does not."""
+
+    def arguments(place: str, *args: str) -> dict[str, Any]:
+        section, _, name = place.partition(".")
+        config = settings(capsys, *args)[section]
+        return (config[name] if name else config)["init_args"]  # type: ignore[no-any-return]
+
+    def file(content: str) -> list[str]:
+        Path("a.yaml").write_text(content)
+        return ["--config", "a.yaml"]
+
+    def defaults(cls: type) -> dict[str, Any]:
+        parameters = inspect.signature(cls).parameters.values()
+        values = {each.name: each.default for each in parameters if each.kind is not each.VAR_KEYWORD}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    own, letters = ["--net", "test_cli.Own"], ["--data", "test_cli.Letters"]
+    assert arguments("model.net", "--net", "CNN") == {"width": 32, "dropout": 0.3}
+    assert arguments("model.net", *own) == arguments("model.net", *file("model: {net: test_cli.Own}")) == defaults(Own)
+    assert arguments("model.net", *file("model: {net: {class_path: CNN}}"))["dropout"] == 0.3
+    assert arguments("model.net", *file("model: {net: CNN}"), "--net.dropout", "0.1")["dropout"] == 0.1
+    assert arguments("data", *letters).items() >= defaults(Letters).items()
+    assert arguments("data", *file("data: test_cli.Letters")).items() >= defaults(Letters).items()
+    for name in ("AdamW", "SGD", "RMSprop"):
+        given = arguments("model.optimizer", "--model.optimizer", name)
+        assert given == {
+            key: value for key, value in {**given, **defaults(getattr(torch.optim, name))}.items() if key in given
+        }
+    assert arguments("model.optimizer", "--lr", "0.1", "--model.optimizer", "AdamW")["weight_decay"] == 0.01
+    assert arguments("model.optimizer", "--model.optimizer", "Adam")["fused"] is True  # the default's class
+
+    recipe = ["--config", str(ROOT / "configs/cnn.yaml")]
+    assert arguments("model.net", *recipe)["dropout"] == 0.3
+    assert arguments("model.net", *recipe, "--net", "MLP") == defaults(MLP)
+    assert arguments("model.optimizer", *recipe, "--model.optimizer", "Adam", "--lr", "1e-3")["weight_decay"] == 0
+    assert arguments("model.lr_scheduler", *recipe, "--model.lr_scheduler", "Cosine")["warmup"] == 0.05
+    assert (
+        arguments(
+            "model.net", *file("model: {net: {class_path: mnist_lightning.MLP, init_args: {dropout: 0.4}}}"), *own
+        )["dropout"]
+        == 0.5
+    )
+    # The arguments of every data module mean the same in each, so a recipe's stay.
+    uci = arguments("data", *recipe, "--data", "UCIDigits")
+    assert (uci["batch_size"], uci["augmentation"]["init_args"]["rotation"]) == (128, 10)
+    assert refusal(capsys, "fit", "--net.hidden_sizes", "[3]", "--net", "CNN").startswith(
+        "unknown argument --model.net.hidden_sizes"
+    )
+
+
+def test_one_parser_reads_the_data_of_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What fit takes in a YAML file, describe and test take too, with the same result."""
+    run(capsys, *FIT, "--epochs", "1", "--name", "a")
+    images = {}
+    for number, content in enumerate(("data: UCIDigits", "data: {val_fraction: 0.5}", "data: {class_path: UCIDigits}")):
+        Path("a.yaml").write_text(content)
+        config = ["--config", "a.yaml", *(["--data", "UCIDigits"] if "class" not in content and number else [])]
+        assert settings(capsys, *config)["data"]["class_path"] == "mnist_lightning.UCIDigits"
+        images[content] = re.search(r"images +([\d,]+)", run(capsys, "describe", *config))[1]  # type: ignore[index]
+        assert "validation accuracy" in run(capsys, "validate", *config)
+        assert "accuracy" in run(capsys, "test", *config)
+    assert list(images.values()) == ["1,150", "719", "1,150"]
+
+
+def test_results_of_other_data_stand_beside_the_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """So do those of an average over views and of the last checkpoint; runs and compare show the run's own."""
+    run(capsys, *FIT, "--epochs", "2", "--name", "a")
+    run(capsys, "test", "--robustness", "true")
+    run(capsys, "predict")
+    own = {name: (folder / "lightning_logs/a" / name).read_bytes() for name in OWN}
+    events = EventAccumulator("lightning_logs/a").Reload().Scalars("test/acc")
+
+    report = run(capsys, "test", "--data", "test_cli.Letters").splitlines()[-1]
+    assert report == "Report: lightning_logs/a/report_Letters/index.html"
+    run(capsys, "predict", "--data", "test_cli.Letters")
+    run(capsys, "test", "--tta", "2")
+    run(capsys, "test", "--ckpt_path", "lightning_logs/a/checkpoints/last.ckpt")
+    run(capsys, "test", "--data", "test_cli.Letters", "--data.data_dir", "other")
+    assert {name: (folder / "lightning_logs/a" / name).read_bytes() for name in OWN} == own
+    assert EventAccumulator("lightning_logs/a").Reload().Scalars("test/acc") == events
+    reports = {path.parent.name for path in Path("lightning_logs/a").glob("*/metrics.json")}
+    assert reports == {"report", "report_Letters", "report_tta2", "report_last"}
+    assert Path("lightning_logs/a/predictions_Letters.csv").exists()
+    accuracy = json.loads(own["report/metrics.json"])["accuracy"]
+    assert json.loads(run(capsys, "runs", "--json"))[0]["test"] == accuracy
+    run(capsys, "test", "--data.eval_batch_size", "7", "--data.val_fraction", "0.5")  # the same images
+    assert json.loads((folder / "lightning_logs/a/report/metrics.json").read_text())["accuracy"] == accuracy
+
+
+OWN = ("report/metrics.json", "report/robustness.png", "report/index.html", "predictions.csv")
+
+
+def test_other_data_do_not_inherit_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run's data_dir is for its own class: the drawings of docs/export.md are looked for in their own place."""
+    run(capsys, *FIT, "--data", "test_cli.Letters", "--data.data_dir", "mine", "--epochs", "1", "--name", "a")
+    keep(Path("data/Drawings"), np.full((28, 28), 9, np.uint8), 3, 10)
+    out = run(capsys, "test", "--data", "Drawings", "--data.test_share", "1")
+    assert "accuracy" in out
+    metrics = json.loads(Path("lightning_logs/a/report_Drawings/metrics.json").read_text())
+    assert (metrics["dataset"], metrics["num_examples"]) == ("Drawings", 1)
+
+
+def test_results_elsewhere(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--output, and one line without it for a run folder that cannot be written to."""
+    run(capsys, *FIT, "--epochs", "1", "--name", "a")
+    page = np.full((60, 60), 255, np.uint8)
+    page[10:50, 25:33] = 0
+    Image.fromarray(page).save("one.png")
+    before = files_in(folder / "lightning_logs")
+    # A folder in whose place is a file refuses to root too.
+    Path("full").write_text("")
+    for args in (["test"], ["predict"], ["predict", "one.png"]):
+        message = refusal(capsys, *args, "--output", "full/x")
+        assert (
+            message == "cannot write to full/x: Not a directory; choose another place, for results --output (output=)"
+        )
+    assert files_in(folder / "lightning_logs") == before
+    report = run(capsys, "test", "--output", "out/here").splitlines()[-1]
+    assert report == f"Report: {Path('out/here/report/index.html')}"
+    assert "Written: out/here/predictions.csv" in run(capsys, "predict", "--output", "out/here")
+    assert "Written: out/here/pictures.csv" in run(capsys, "predict", "one.png", "--output", "out/here")
+    assert {"report/metrics.json", "predictions.csv", "pictures.csv"} <= files_in(Path("out/here"))
+    assert files_in(folder / "lightning_logs") == before
+
+
+def test_nothing_is_written_before_the_work_is_accepted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, *FIT, "--epochs", "2", "--name", "a")
+    page = np.full((60, 60), 255, np.uint8)
+    page[10:50, 25:33] = 0
+    Image.fromarray(page).save("one.png")
+    run(capsys, "predict", "one.png")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert refusal(capsys, "predict", "typo.jpg") == "no such file: typo.jpg"
+    assert refusal(capsys, "predict", "typo.jpg", "another.jpg") == "no such file: typo.jpg"
+    message = refusal(capsys, "fit", "--ckpt_path", "lightning_logs/a", "--epochs", "1")
+    assert message == "the run has 2 epochs already: max_epochs must be at least that, got 1"
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    record = Path("lightning_logs/a/run.json")
+    record.write_text(record.read_text().replace('"finished": true', '"finished": false'))
+    assert refusal(capsys, "compare").startswith("no finished run in lightning_logs: ")
+    assert not Path("lightning_logs/compare").exists()
+
+
+@pytest.mark.parametrize("name", ["help", "selfhelp"])
+def test_words_that_end_in_help(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, *FIT, "--epochs", "1", "--name", name)
+    Path(f"scans/{name}").mkdir(parents=True)
+    Image.new("L", (60, 60), 255).save(f"scans/{name}/none.png")
+    assert "without a digit: 1" in run(capsys, "predict", f"scans/{name}", code=1)
+    assert "accuracy" in run(capsys, "test", "--ckpt_path", f"lightning_logs/{name}")
+
+
+def test_settings_that_ended_in_a_traceback(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, *FIT, "--epochs", "1", "--trainer.callbacks+=Timer")
+    assert refusal(capsys, *FIT, "--batch_size", "null") == "batch_size must be at least 1, got None"
+    assert refusal(capsys, *FIT, "--data.eval_batch_size", "null") == "eval_batch_size must be at least 1, got None"
+    for strategy in ("ddp_spawn", "ddp_fork"):
+        message = refusal(capsys, *FIT, "--trainer.strategy", strategy, "--device", "cpu")
+        assert message == f"the strategy {strategy} loses what its processes write: use ddp, in a script"
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+
+
+def test_a_terminal_that_lacks_letters(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What compare and fit --seeds print is escaped there, and no error."""
+    args = [sys.executable, "-m", "mnist_lightning"]
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
+    more = ["--epochs", "1", "--device", "cpu", "--seeds", "1-2", "--name", "fünf"]
+    done = subprocess.run([*args, *FIT, *more], capture_output=True, env=ascii_only)
+    assert (done.returncode, b"f\\xfcnf" in done.stdout) == (0, True), done.stderr
+    done = subprocess.run([*args, "compare"], capture_output=True, env=ascii_only)
+    assert (done.returncode, b"\\xb1" in done.stdout) == (0, True), done.stderr
 
 
 def test_names_that_other_packages_use_too(capsys: pytest.CaptureFixture[str]) -> None:
