@@ -1,6 +1,8 @@
 """Training by flags, seeds, folds, learning curves and frozen layers."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from conftest import ROOT
 from filelock import FileLock
 from sklearn.model_selection import KFold, StratifiedKFold
 
-from mnist_lightning import CNN, DigitClassifier, UCIDigits, fit
+from mnist_lightning import CNN, MLP, DigitClassifier, UCIDigits, fit, load_run
 from mnist_lightning.cli import main
 from mnist_lightning.data.split import split_rows
 from mnist_lightning.errors import InputError
@@ -115,6 +117,105 @@ def test_cross_validation_predicts_each_image_once(folder: Path) -> None:
     assert table[:, 0].tolist() == list(range(1437))
     assert table[:, 1].tolist() == UCIDigits().load("train")[1].tolist()
     assert Path("lightning_logs/cv/index.html").stat().st_size > 10_000
+
+
+def test_studies_refuse_a_start_that_has_seen_their_images(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a run, a checkpoint file, a teacher, or an ancestor; a run of other data may be the start."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    assert main(["fit", *FLAGS, "--data.val_fraction", "0", "--name", "all"]) == 0
+    run = "lightning_logs/all"
+    assert main(["fit", *FLAGS, "--data", "test_studies.Other", "--init_from", run, "--name", "child"]) == 0
+    assert main(["fit", *FLAGS, "--data", "test_studies.Other", "--teacher", run, "--name", "pupil"]) == 0
+    assert main(["fit", *FLAGS, "--data", "test_studies.Other", "--name", "other"]) == 0
+    assert main(["fit", *FLAGS, "--data", "test_studies.Same", "--name", "same"]) == 0
+    Path("starts.yaml").write_text(f"init_from: {{choices: [lightning_logs/other, {run}]}}")
+    shutil.copy(f"{run}/checkpoints/last.ckpt", "stray.ckpt")
+    torch.save({"state_dict": torch.load("stray.ckpt", weights_only=True)["state_dict"]}, "weights.ckpt")
+    load_run(run).export("all.safetensors")
+    Path("space.yaml").write_text("lr: {choices: [0.001, 0.002]}")
+    capsys.readouterr()
+    seen, unknown = "was trained on UCIDigits too", "does not say what it was trained on"
+    for flags, why in (
+        (["--init_from", run], f"{run} {seen}"),
+        (["--teacher", run], f"{run} {seen}"),
+        (["--teacher", "lightning_logs/other", run], f"{run} {seen}"),
+        (["--init_from", "stray.ckpt"], f"stray.ckpt {seen}"),
+        (["--init_from", "lightning_logs/same"], f"lightning_logs/same {seen}"),
+        (["--init_from", "lightning_logs/child"], f"lightning_logs/child {seen}"),
+        (["--init_from", "lightning_logs/pupil"], f"lightning_logs/pupil {seen}"),
+        (["--init_from", "weights.ckpt"], f"weights.ckpt {unknown}"),
+        (["--init_from", "all.safetensors"], f"all.safetensors {unknown}"),
+    ):
+        for verb in (["crossval"], ["tune", "--space", "space.yaml"], ["crossval", "--train_sizes", "20"]):
+            assert main([*verb, *FLAGS, *flags, "--name", "study"]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert f"error: {why}, so it may know the images that are held out" in line
+    assert main(["tune", "--space", "starts.yaml", *FLAGS, "--name", "study"]) == 2
+    assert f"error: {run} {seen}" in capsys.readouterr().err
+    assert main(["crossval", *FLAGS, "--folds", "2000", "--name", "study"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not Path("lightning_logs/study").exists()
+    assert main(["crossval", *FLAGS, "--folds", "2", "--init_from", "lightning_logs/other", "--name", "study"]) == 0
+
+
+class Same(UCIDigits):
+    """UCI's images under another name."""
+
+
+class Other(UCIDigits):
+    """Other images than UCI's."""
+
+    def load(self, split: str) -> tuple[Any, Any]:  # type: ignore[override]
+        images, labels = super().load(split)  # type: ignore[arg-type]
+        return 255 - images, labels
+
+
+def test_fit_says_that_validation_images_were_seen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It counts them: those of the own split that the other run was trained on."""
+
+    def trained(*flags: str) -> tuple[str, int | None]:
+        capsys.readouterr()
+        assert main(["fit", *FLAGS, *flags]) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if "learnt from" in line]
+        return "".join(lines), load_run().record["validation_seen"]
+
+    assert trained("--data.val_fraction", "0", "--name", "all") == ("", 0)
+    assert trained("--name", "same") == ("", 0)
+    assert trained("--data.val_fraction", "0.5", "--name", "half") == ("", 0)
+    assert trained("--data.split_seed", "3", "--name", "split") == ("", 0)
+    assert trained("--data.folds", "3", "--data.fold", "1", "--name", "fold") == ("", 0)
+    data = UCIDigits()
+    data.setup("fit")
+    own = set(data.val_set.rows.tolist())  # type: ignore[union-attr]
+    for name, settings in (
+        ("all", {"val_fraction": 0}),
+        ("split", {"split_seed": 3}),
+        ("fold", {"folds": 3, "fold": 1}),
+    ):
+        other = UCIDigits(**settings)  # type: ignore[arg-type]
+        other.setup("fit")
+        number = len(own & set(other.train_set.rows.tolist()))  # type: ignore[union-attr]
+        for flag in ("--init_from", "--teacher"):
+            line, seen = trained(flag, f"lightning_logs/{name}")
+            assert (seen, f"{number:,} of the 287 validation images" in line) == (number, True)
+    # The same split, and a validation set that is a part of the other's, were not seen.
+    assert trained("--init_from", "lightning_logs/same") == trained("--init_from", "lightning_logs/half") == ("", 0)
+    assert trained("--init_from", "lightning_logs/same", "--data.train_size", "50") == ("", 0)
+    run = fit(DigitClassifier(MLP([16])), UCIDigits(), teacher=load_run("lightning_logs/all"), max_epochs=1)
+    assert run.record["validation_seen"] == 287
+    capsys.readouterr()
+    assert main(["validate", "--ckpt_path", "lightning_logs/split", "--data.split_seed", "0"]) == 0
+    assert "may have learnt from 2" in capsys.readouterr().out
+    assert main(["validate", "--ckpt_path", "lightning_logs/split"]) == 0
+    assert "learnt from" not in capsys.readouterr().out
+    load_run("lightning_logs/all").export("all.safetensors")
+    assert trained("--init_from", "all.safetensors")[1] is None
+    assert trained("--teacher", "all.safetensors")[0].startswith("It is not known which images the weights or the ")
+    assert main(["validate", "--ckpt_path", "all.safetensors", "--data", "UCIDigits"]) == 0
+    assert "It is not known which images" in capsys.readouterr().out
+    assert trained("--init_from", "all.safetensors", "--data.val_fraction", "0") == ("", 0)  # nothing is validated
 
 
 def fold_flags(repeat: int, fold: int) -> list[str]:

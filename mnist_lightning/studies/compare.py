@@ -60,6 +60,8 @@ def compare(paths: Sequence[str | Path] = (LOG_DIR,)) -> list[dict[str, Any]]:
             same = frozenset(meaning(settings).items())
             test = read_json(folder / "report" / "metrics.json").get("accuracy")
             found.setdefault(same, (settings, {}))[1][folder] = record | {"test": test}
+    if not found:
+        raise InputError(f"no finished run in {', '.join(map(str, paths))}: train one, or resume it with --ckpt_path")
     names = names_of([[*runs] for _, runs in found.values()])
     differences = _differences([settings for settings, _ in found.values()])
     groups = []

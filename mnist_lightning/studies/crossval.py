@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mnist_lightning.data.base import DigitDataModule, Digits
 from mnist_lightning.errors import InputError
 from mnist_lightning.report.metrics import decide
-from mnist_lightning.studies.train import refuse, shared_settings, study_folder, train_all
+from mnist_lightning.studies.train import refuse, refuse_seen_images, shared_settings, study_folder, train_all
 from mnist_lightning.training.run import Run
 
 
@@ -112,6 +112,7 @@ def _check(flags: Sequence[str], folds: int) -> tuple[DigitDataModule, int]:
     instead = "each fold is validated in turn, so leave it out, and use --folds and --stratified"
     refuse(flags, ["data.folds", "data.fold", "data.stratified", "data.val_fraction"], instead)
     cli = shared_settings(flags)
+    refuse_seen_images(cli)
     usual = inspect.signature(DigitDataModule).parameters | inspect.signature(type(cli.datamodule)).parameters
     for name, own in {"folds": folds, "fold": 0, "val_fraction": 1 / folds}.items():
         if (value := cli.config.data.init_args.get(name, own)) not in (own, usual[name].default):

@@ -1,6 +1,7 @@
 """Train with the flags of ``fit``: the building block of the studies, and of the verb itself."""
 
 import inspect
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 from tqdm import tqdm
 
+from mnist_lightning.classifier import read_checkpoint
 from mnist_lightning.errors import InputError
 from mnist_lightning.parsing import FitCLI, look_ahead
 from mnist_lightning.studies.compare import meaning, settings_in
-from mnist_lightning.training.fit import fit
-from mnist_lightning.training.run import Run, as_list, find_last, load_run
+from mnist_lightning.training.fit import FREE, fit, only_process
+from mnist_lightning.training.run import Run, as_list, find_checkpoint, find_last, load_run, trained_on
 from mnist_lightning.usage import expand
 
 # A study's run is silent and has one process: Lightning would start others that repeat the whole command.
@@ -40,10 +41,15 @@ def train(flags: Sequence[str], callbacks: Sequence[Callback] = (), **own: Any) 
     """
     known = look_ahead(flags)
     last = None
-    if known.ckpt_path is not None:
+    if known.ckpt_path is None:
+        cli, seed = make(flags)
+    else:
         last = find_last(known.ckpt_path[0], known.log_dir)
-        flags = ["--config", str(last.parent.parent / "config.yaml"), *flags]
-    cli, seed = make(flags)
+        recipe = ["--config", str(last.parent.parent / "config.yaml")]
+        earlier, _ = make(recipe)
+        cli, seed = make([*recipe, *flags])
+        if changed := difference(earlier.text, cli.text, re.compile(rf"trainer\.({FREE.pattern})")):
+            raise InputError(f"a resumed run keeps its settings: {last.parent.parent} has {changed}")
     made = cli.config_init
     trainer = trainer_kwargs(made.trainer, callbacks)
     if trainer.get("enable_checkpointing") is not False and not trainer.get("fast_dev_run"):
@@ -90,10 +96,35 @@ def shared_settings(flags: Sequence[str]) -> FitCLI:
     return cli
 
 
-def difference(earlier: str, now: str) -> str:
-    """Return the first setting in which two contents of ``config.yaml`` differ, but for the seed; empty if none."""
+def refuse_seen_images(cli: FitCLI) -> None:
+    """Refuse a start or a teacher that has learnt from the study's images: it knows those that are held out.
+
+    Raises:
+        InputError: If there is one, or one that does not say what it has learnt from.
+    """
+    made, data = cli.config_init, cli.datamodule.dataset
+    for path in (*as_list(made.init_from), *as_list(made.teacher)):
+        file = find_checkpoint(path)
+        content = None if file.suffix == ".onnx" else read_checkpoint(file)
+        names = [each["dataset"] for each in trained_on(file, content)]
+        if data in names or None in names:
+            why = f"was trained on {data} too" if data in names else "does not say what it was trained on"
+            raise InputError(
+                f"{path} {why}, so it may know the images that are held out, and the result would be too good: "
+                "give a run of other data"
+            )
+
+
+def difference(earlier: str, now: str, free: re.Pattern[str] = re.compile("(?!)")) -> str:
+    """Return the first setting in which two contents of ``config.yaml`` differ, but for the seed; empty if none.
+
+    Args:
+        earlier: The one content.
+        now: The other.
+        free: The names of settings that may differ too.
+    """
     was, becomes = settings_in(earlier), settings_in(now)
-    changed = {name for name, _ in meaning(was).items() ^ meaning(becomes).items()}
+    changed = {name for name, _ in meaning(was).items() ^ meaning(becomes).items() if not free.fullmatch(name)}
     name = next((name for name in was | becomes if name in changed), "")
     return name and f"{name} {was.get(name)}, now {becomes.get(name)}"
 
@@ -104,7 +135,8 @@ def part_of_a_study() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        error.__notes__ = ["To continue the study: repeat the command."]
+        # An InputError says itself what to do.
+        error.__notes__ = [] if isinstance(error, InputError) else ["To continue the study: repeat the command."]
         raise
 
 
@@ -120,25 +152,19 @@ def finish(flags: Sequence[str], folder: Path, callbacks: Sequence[Callback] = (
         InputError: If the folder has a run with other settings, another process trains it, or a flag is invalid.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
-    try:
-        with lock, part_of_a_study():
-            if (folder / "checkpoints" / "last.ckpt").exists():
-                earlier = (folder / "config.yaml").read_text(encoding="utf-8")
-                if changed := difference(earlier, make(flags)[0].text):
-                    raise InputError(f"{folder} has other settings ({changed}): give another --name")
-                run = load_run(folder)
-                if not run.record.get("finished"):
-                    run = train(flags, callbacks, resume=folder, init_from=None, **ALONE)
-            else:
-                rest = {path.name.partition(".")[0] for path in folder.glob("*")}
-                if rest <= {"", "checkpoints", "config", "run", "events"}:  # stopped before its first epoch
-                    shutil.rmtree(folder, ignore_errors=True)
-                run = train(flags, callbacks, log_dir=folder.parent, name=folder.name, default_root_dir=None, **ALONE)
-        Path(lock.lock_file).unlink(missing_ok=True)
-        return run
-    except Timeout as error:
-        raise InputError(f"another process trains {folder}: wait for it, or give another --name") from error
+    with only_process(folder), part_of_a_study():
+        if (folder / "checkpoints" / "last.ckpt").exists():
+            earlier = (folder / "config.yaml").read_text(encoding="utf-8")
+            if changed := difference(earlier, make(flags)[0].text):
+                raise InputError(f"{folder} has other settings ({changed}): give another --name")
+            run = load_run(folder)
+            if not run.record.get("finished"):
+                run = train(flags, callbacks, resume=folder, init_from=None, **ALONE)
+            return run
+        rest = {path.name.partition(".")[0] for path in folder.glob("*")}
+        if rest <= {"", "checkpoints", "config", "run", "events"}:  # stopped before its first epoch
+            shutil.rmtree(folder, ignore_errors=True)
+        return train(flags, callbacks, log_dir=folder.parent, name=folder.name, default_root_dir=None, **ALONE)
 
 
 def train_all(

@@ -40,6 +40,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mnist_lightning.studies.tune_report import DONE, best_trial, cells, finished, trial_folder, write_study
 from mnist_lightning.studies.tune_space import as_flags, check, read_distributions
+from mnist_lightning.training.fit import lock_of
 
 PRUNERS = {"median": MedianPruner, "hyperband": HyperbandPruner, "none": NopPruner}
 
@@ -106,7 +107,7 @@ def tune(
                     if not study.get_trials(states=[TrialState.RUNNING]):  # this is the last worker
                         write_study(study, folder, distributions)
                     return study
-                alive = _lock_of(folder, trial.number).acquire()
+                alive = lock_of(folder / trial_folder(trial.number)).acquire()
             with alive:
                 result = _run(trial, flags, folder, callbacks)
                 with lock:
@@ -149,15 +150,11 @@ def _open_journal(path: str) -> JournalStorage:
     return JournalStorage(JournalFileBackend(path, lock))  # type: ignore[arg-type]
 
 
-def _lock_of(folder: Path, number: int) -> FileLock:
-    return FileLock(folder / f".{trial_folder(number)}.lock", timeout=0)
-
-
 def _claim(study: optuna.Study, space: Mapping[str, BaseDistribution], folder: Path, trials: int) -> Trial | None:
     """Fail dead trials, and return the next one, or None if there are enough; the caller holds the study's lock."""
     dead: list[FileLock] = []
     for each in study.get_trials(states=[TrialState.RUNNING]):
-        lock = _lock_of(folder, each.number)
+        lock = lock_of(folder / trial_folder(each.number))
         with suppress(Timeout), lock:
             study.tell(each.number, state=TrialState.FAIL)
             shutil.rmtree(folder / trial_folder(each.number), ignore_errors=True)

@@ -9,7 +9,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from mnist_lightning.errors import InputError
-from mnist_lightning.studies.train import difference, make, refuse, shared_settings
+from mnist_lightning.studies.train import difference, make, refuse, refuse_seen_images, shared_settings
 from mnist_lightning.studies.tune_report import tidy
 from mnist_lightning.training.runs import read_config
 
@@ -55,6 +55,7 @@ def check(space: Mapping[str, BaseDistribution], flags: Sequence[str], folder: P
     """
     refuse(flags, space, "the space tries it, so leave it out of one of them")
     cli = shared_settings(flags)
+    refuse_seen_images(cli)
     if not cli.datamodule.val_fraction:
         raise InputError("tune compares runs on validation images, so data.val_fraction must be above 0")
     if (folder / "run.json").exists():
@@ -69,7 +70,7 @@ def check(space: Mapping[str, BaseDistribution], flags: Sequence[str], folder: P
     first = {flag: each[0] for flag, each in values.items()}
     for flag, each in values.items():
         for value in each:
-            make([*flags, *as_flags(first | {flag: value})])
+            refuse_seen_images(make([*flags, *as_flags(first | {flag: value})])[0])
     return settings
 
 
