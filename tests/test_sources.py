@@ -385,6 +385,17 @@ def test_uci_digits() -> None:
     np.testing.assert_array_equal(corners, np.sort((digits.images[:, ::7, ::7].reshape(-1) * 255 / 16).round()))
 
 
+@pytest.mark.parametrize("names", [("cat", "dog", "owl"), ("cat",) * 10, tuple(range(10)), [*"0123456789", "ten"]])
+def test_class_names_are_ten_different_texts(names: object) -> None:
+    own = type("Own", (UCIDigits,), {"class_names": names})
+    with pytest.raises(
+        InputError, match="class_names must be ten different texts, one for each label 0-9, got "
+    ) as error:
+        own()
+    assert str(names) in str(error.value)
+    assert type("Own", (UCIDigits,), {"class_names": list("abcdefghij")})().class_names[3] == "d"
+
+
 # Data modules of one's own
 
 

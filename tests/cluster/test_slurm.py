@@ -20,6 +20,7 @@ def saved_step(run: Path) -> int:
     return torch.load(file, weights_only=True)["global_step"] if file.exists() else 0
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.slurm
 def test_requeued_job_is_the_same(tmp_path: Path) -> None:
     slurm = pytest.importorskip("slurm")  # Windows has no geteuid

@@ -60,6 +60,7 @@ def check(study: optuna.Study, folder: Path, killed: int | None) -> None:
     assert (folder / "index.html").exists()
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.slurm
 def test_array_of_workers_shares_a_journal(tmp_path: Path) -> None:
     slurm = pytest.importorskip("slurm")  # Windows has no geteuid
@@ -97,6 +98,7 @@ def postgres(programs: Path) -> Iterator[str]:
         yield f"postgresql+psycopg://tune@127.0.0.1:{port}/postgres"
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.postgres
 def test_workers_share_a_database(folder: Path) -> None:
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
