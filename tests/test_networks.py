@@ -170,6 +170,7 @@ def test_views_do_not_depend_on_the_neighbours(augment: nn.Module) -> None:
     np.testing.assert_allclose(answers, np.broadcast_to(whole, (15, 40, 10)), rtol=0, atol=1e-6)
 
 
+@pytest.mark.long
 def test_views_in_all_verbs(runs: tuple[Any, Any], tmp_path: Path) -> None:
     """Neither eval_batch_size nor the number of images that are given changes an answer."""
     run = runs[0]

@@ -56,7 +56,7 @@ def test_the_newest_run_is_the_one_that_started_last(folder: Path, capsys: pytes
         (["--ckpt_path", "lightning_logs/c"], "lightning_logs/c/checkpoints/last.ckpt"),
         (["--ckpt_path", "lightning_logs/a"], "lightning_logs/a/checkpoints/best.ckpt"),
     ):
-        assert main(["test", "--data", "UCIDigits", *args]) == 0
+        assert main(["validate", "--data", "UCIDigits", *args]) == 0
         assert capsys.readouterr().out.splitlines()[0] == f"Checkpoint: {line}"
 
 
