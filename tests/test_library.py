@@ -669,7 +669,7 @@ def test_the_record_says_what_the_kept_checkpoint_is(given: dict[str, Any], fold
     torch.manual_seed(0)
     saving = ModelCheckpoint(**{"filename": "best", "enable_version_counter": False} | given)
     data = UCIDigits(val_fraction=0.05)  # so few images that accuracy and loss choose other epochs
-    rate = partial(torch.optim.Adam, lr=0.02)
+    rate = partial(torch.optim.Adam, lr=0.05)
     run = fit(DigitClassifier(MLP([8]), rate), data, callbacks=[saving], max_epochs=6, **QUIET)
     expected = {row["step"]: row for row in run.history if "val/acc" in row}
     saved = torch.load(run.checkpoint, weights_only=True)  # type: ignore[arg-type]
