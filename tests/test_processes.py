@@ -81,8 +81,8 @@ def test_results_of_one_process(logs: Path, monkeypatch: pytest.MonkeyPatch) -> 
                 assert main([verb, *flags, "--trainer.accelerator", "cpu"]) == 0
             else:
                 launch(logs.parent, verb, *flags)
-        metrics.append(json.loads((logs / "whole/report/metrics.json").read_text()))
-        tables.append(np.loadtxt(logs / "whole/predictions.csv", delimiter=",", skiprows=1))
+        metrics.append(json.loads((logs / "whole/report_Odd/metrics.json").read_text()))
+        tables.append(np.loadtxt(logs / "whole/predictions_Odd.csv", delimiter=",", skiprows=1))
     for name in ("loss", "ece"):  # sums of floats depend on their order
         assert metrics[1].pop(name) == pytest.approx(metrics[0].pop(name), rel=1e-6)
     assert metrics[1] == metrics[0]
