@@ -1,4 +1,4 @@
-"""MNIST on PyTorch Lightning: train, test and use a classifier of handwritten digits, in Python or by commands."""
+"""MNIST on PyTorch Lightning: train and use a classifier of digits, in Python or by commands."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -9,24 +9,45 @@ if TYPE_CHECKING:
     from mnist_lightning.data.base import DigitDataModule
     from mnist_lightning.data.drawings import Drawings
     from mnist_lightning.data.kaggle import Kaggle
-    from mnist_lightning.data.torchvision import KMNIST, MNIST, FashionMNIST
+    from mnist_lightning.data.mnist import KMNIST, MNIST, FashionMNIST
     from mnist_lightning.data.uci import UCIDigits
-    from mnist_lightning.models.cnn import CNN
-    from mnist_lightning.models.ensemble import Ensemble
-    from mnist_lightning.models.mlp import MLP
-    from mnist_lightning.models.stack import Stack
+    from mnist_lightning.networks import CNN, MLP, Ensemble, Stack, TestTimeAugmentation
     from mnist_lightning.pictures.recognize import recognize
     from mnist_lightning.schedules import Cosine, OneCycle, Plateau
+    from mnist_lightning.training.callbacks import ValidationFigures
     from mnist_lightning.training.fit import fit
-    from mnist_lightning.training.imported import import_run
+    from mnist_lightning.training.import_run import import_run
     from mnist_lightning.training.quiet import quieten
     from mnist_lightning.training.run import Run, load_run
 
 __version__ = "0.1.0"
 
-__all__ = ["CNN", "KMNIST", "MLP", "MNIST", "Augmentation", "Cosine", "DigitClassifier", "DigitDataModule"]
-__all__ += ["Drawings", "Ensemble", "FashionMNIST", "Kaggle", "OneCycle", "Plateau", "Run", "Stack", "UCIDigits"]
-__all__ += ["fit", "import_run", "load_run", "quieten", "recognize"]
+__all__ = [
+    "CNN",
+    "KMNIST",
+    "MLP",
+    "MNIST",
+    "Augmentation",
+    "Cosine",
+    "DigitClassifier",
+    "DigitDataModule",
+    "Drawings",
+    "Ensemble",
+    "FashionMNIST",
+    "Kaggle",
+    "OneCycle",
+    "Plateau",
+    "Run",
+    "Stack",
+    "TestTimeAugmentation",
+    "UCIDigits",
+    "ValidationFigures",
+    "fit",
+    "import_run",
+    "load_run",
+    "quieten",
+    "recognize",
+]
 
 _HOMES = {
     "classifier": ("DigitClassifier",),
@@ -34,16 +55,14 @@ _HOMES = {
     "data.base": ("DigitDataModule",),
     "data.drawings": ("Drawings",),
     "data.kaggle": ("Kaggle",),
-    "data.torchvision": ("KMNIST", "MNIST", "FashionMNIST"),
+    "data.mnist": ("KMNIST", "MNIST", "FashionMNIST"),
     "data.uci": ("UCIDigits",),
-    "models.cnn": ("CNN",),
-    "models.ensemble": ("Ensemble",),
-    "models.mlp": ("MLP",),
-    "models.stack": ("Stack",),
+    "networks": ("CNN", "MLP", "Ensemble", "Stack", "TestTimeAugmentation"),
     "pictures.recognize": ("recognize",),
     "schedules": ("Cosine", "OneCycle", "Plateau"),
+    "training.callbacks": ("ValidationFigures",),
     "training.fit": ("fit",),
-    "training.imported": ("import_run",),
+    "training.import_run": ("import_run",),
     "training.quiet": ("quieten",),
     "training.run": ("Run", "load_run"),
 }

@@ -1,15 +1,21 @@
 """Errors that the user can fix, each in one line."""
 
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+IS_SCRIPT = Path(sys.argv[0]).stem == "mnist-lightning"
+PROGRAM = "mnist-lightning" if IS_SCRIPT else "python -m mnist_lightning"
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used.
 
-    The message is one line: what was wrong, the value received, and what to do. The command line prints it on stderr
-    and exits with 2. In Python it is an ordinary ``ValueError``.
+    The message is one line: what was wrong, the value received, and what to do. The command line
+    prints it on stderr and exits with 2. In Python it is an ordinary ``ValueError``.
     """
 
     exit_code = 2
@@ -24,16 +30,27 @@ def needs(extra: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise InputError(f"this needs {error.name or error}: pip install -e '.[{extra}]'") from error
+        missing = error.name or error
+        raise InputError(f"this needs {missing}: pip install -e '.[{extra}]'") from error
 
 
 def printable(text: str) -> str:
-    r"""Escape unprintable characters: a file name may contain control characters that a terminal would execute.
+    r"""Escape unprintable characters: a terminal would execute those in a file name.
 
     >>> printable("a\nb\x1b[2J\udcff ä")
     'a\\nb\\x1b[2J\\udcff ä'
     """
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def closest(word: str, names: Iterable[str], prefix: str = "", rest: str = "") -> str:
+    """Return how to go on after an unknown word: with the name that it may mean, if one is near.
+
+    >>> closest("epoch", ["epochs", "lr"], "--")
+    '; did you mean --epochs?'
+    """
+    found = get_close_matches(word, names, n=1)
+    return f"; did you mean {prefix}{found[0]}{rest}?" if found else "; see --help"
 
 
 # Replacements for jsonargparse's wording, in each line.
@@ -56,10 +73,10 @@ _NOISE = re.compile(
 
 
 def condense(message: str) -> str:
-    r"""Shorten a message of jsonargparse to one line: the flag, what it expects, and what it got.
+    r"""Shorten a message of jsonargparse to one line: the flag, what it expects, what it got.
 
-    >>> condense('Parser key "data":\n  Parser key "batch_size":\n    Expected a <class \'int\'>. Got value: abc')
-    '--data.batch_size: expected int, got abc'
+    >>> condense('Parser key "data":\n Parser key "n":\n Expected a <class \'int\'>. Got value: x')
+    '--data.n: expected int, got x'
     """
     lines: dict[str, None] = {}  # an ordered set
     for line in message.splitlines():

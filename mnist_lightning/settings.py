@@ -1,118 +1,94 @@
-"""Convert objects to plain settings, a class path and arguments as in a configuration file, and back."""
+"""What the settings in a ``config.yaml`` mean, to compare those of two runs; read without torch."""
 
-import importlib
-import inspect
-from functools import partial
-from pathlib import Path
-from types import NoneType
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
-import numpy as np
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+import yaml
 
-from mnist_lightning.errors import InputError
+from mnist_lightning.files import FastLoader
 
-MISSING = object()
-TRUSTED = ("mnist_lightning.", "torch.nn.", "torch.optim.", "lightning.pytorch.cli.ReduceLROnPlateau")
+# The seed, and settings that cannot change the result.
+IGNORED = re.compile(
+    r"seed_everything|seeds|name|ckpt_path|data\.(data_dir|mirrors|eval_batch_size)|"
+    r"trainer\.(default_root_dir|logger|profiler|log_every_n_steps|num_sanity_val_steps|"
+    r"model_registry|enable_\w+)"
+)
+# What a setting means that is missing or null, where that is not "off".
+DEFAULTS: dict[str, Any] = {
+    "data.folds": 0,
+    "data.fold": 0,
+    "trainer.max_epochs": 10,
+    "trainer.max_steps": -1,
+    "trainer.limit_train_batches": 1.0,
+    "trainer.limit_val_batches": 1.0,
+    "trainer.overfit_batches": 0,
+}
 
 
-def to_settings(thing: Any, lossy: bool = False) -> dict[str, Any] | None:
-    """Describe an object whose arguments are stored in attributes of the same names, as ``MLP`` does.
+def settings_in(config: str) -> dict[str, Any]:
+    """Return the settings in a ``config.yaml`` that can change a result, by their dotted names.
+
+    Sections that runs share are parsed once: that is what takes time. The seed is left out.
+    """
+    sections = [config]
+    if not re.search(r"[&*]\w", config):  # an anchor may be used in another section
+        sections = re.split(r"^(?=\w)", config, flags=re.MULTILINE)
+    found: dict[str, Any] = {}
+    for section in sections:
+        found.update(_section(section))
+    return found
+
+
+@cache
+def _section(text: str) -> list[tuple[str, Any]]:
+    return list(_flatten(dict(yaml.load(text, FastLoader) or {})))
+
+
+def _flatten(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each setting and its value. That of an object is its class, if ours without module."""
+    if isinstance(value, list) and any(isinstance(part, dict) for part in value):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        yield place, value
+        return
+    for key, part in value.items():
+        if key == "class_path":
+            yield place, re.sub(r"^(mnist_lightning|torch|lightning)\.(.*\.)?", "", str(part))
+            continue
+        inner = place if key == "init_args" else f"{place}.{key}".lstrip(".")
+        if not IGNORED.fullmatch(inner):
+            yield from _flatten(part, inner)
+
+
+def meaning(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return what settings mean, as texts.
+
+    Those that are off are left out: an older configuration does not name them.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    every = DEFAULTS | given
+    return {name: repr(value or 0) for name, value in every.items() if value is not False}
+
+
+# Of a function in a setting that cannot be written, such as an optimizer that is a lambda.
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+def difference(earlier: str, now: str, free: re.Pattern[str] = re.compile("(?!)")) -> str:
+    """Return the first setting in which two contents of ``config.yaml`` differ; empty if none.
 
     Args:
-        thing: The object.
-        lossy: Whether an argument that is not a plain value becomes a text that no parser accepts.
-
-    Returns:
-        ``class_path`` and ``init_args``, or None if an argument is not stored, or is not a plain value.
-
-    >>> from mnist_lightning import MLP
-    >>> to_settings(MLP([32]))["init_args"]
-    {'hidden_sizes': [32], 'dropout': 0.2, 'activation': 'ReLU', 'batch_norm': False}
+        earlier: The one content.
+        now: The other.
+        free: The names of settings that may differ too.
     """
-    arguments: dict[str, Any] = {}
-    for base in type(thing).__mro__:
-        parameters = inspect.signature(base).parameters.values()
-        kinds = {parameter.kind for parameter in parameters}
-        if inspect.Parameter.VAR_POSITIONAL in kinds:
-            return None
-        for name in (parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD):
-            value = getattr(thing, name, MISSING)
-            plain = _plain(value)
-            arguments[name] = f"<{value!r:.80}>" if lossy and not is_plain(plain) else plain
-        if inspect.Parameter.VAR_KEYWORD not in kinds:  # otherwise the base has more arguments
-            break
-    path = f"{type(thing).__module__}.{type(thing).__qualname__}"
-    return {"class_path": path, "init_args": arguments} if is_plain(arguments) else None
-
-
-def _plain(value: Any) -> Any:
-    """Return the settings of a network or of a list of networks; any other value as files can hold it."""
-    if isinstance(value, nn.ModuleList):
-        return [_plain(each) for each in value]
-    return (to_settings(value) or MISSING) if isinstance(value, nn.Module) else plain(value)
-
-
-def plain(value: Any) -> Any:
-    """Return a value as files can hold it: NumPy's numbers and arrays as Python's, paths as text.
-
-    >>> plain({"lr": np.float64(0.5), "folder": Path("data")})
-    {'lr': 0.5, 'folder': 'data'}
-    """
-    if isinstance(value, (np.generic, np.ndarray)):
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    if type(value) is dict:
-        return {plain(key): plain(each) for key, each in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(map(plain, value))
-    return value
-
-
-def is_plain(value: Any) -> bool:
-    """Return whether a value is of numbers, strings, lists and dicts alone."""
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return isinstance(value, (dict, list, tuple, bool, int, float, str, NoneType)) and all(map(is_plain, parts))
-
-
-def from_settings(settings: Any, trusted: bool = False) -> Any:
-    """Create the object that settings describe; for an optimizer or a scheduler, a function that creates one.
-
-    Args:
-        settings: A dict with ``class_path`` and perhaps ``init_args``, in which others may be nested, or a list of
-            these; any other value is returned as it is.
-        trusted: Whether any class may be made; without it only networks, optimizers and schedulers of torch and of
-            this package.
-
-    Raises:
-        InputError: If a class is missing or not trusted, or refuses its arguments.
-    """
-    if (
-        isinstance(settings, list)
-        and settings
-        and all(isinstance(each, dict) and "class_path" in each for each in settings)
-    ):
-        return [from_settings(each, trusted) for each in settings]
-    if not isinstance(settings, dict) or "class_path" not in settings:
-        return settings
-    path = settings["class_path"]
-    module, _, name = str(path).rpartition(".")
-    if not trusted and not str(path).startswith(TRUSTED):
-        raise InputError(
-            f"{path!s:.100} is not a class of torch.nn, torch.optim or mnist_lightning, and a checkpoint may name "
-            "no other: give the run folder, or in Python load_run(file, net=...)"
-        )
-    try:
-        cls = getattr(importlib.import_module(module), name)
-        factory = isinstance(cls, type) and issubclass(cls, (Optimizer, LRScheduler))
-        if not trusted and not (factory or (isinstance(cls, type) and issubclass(cls, nn.Module))):
-            raise TypeError("not a network, an optimizer or a scheduler")
-        arguments = {key: from_settings(value, trusted) for key, value in (settings.get("init_args") or {}).items()}
-        return partial(cls, **arguments) if factory else cls(**arguments)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"cannot make {path!s:.100}: {type(error).__name__}: {error!s:.200}") from error
+    was, becomes = settings_in(ADDRESS.sub("", earlier)), settings_in(ADDRESS.sub("", now))
+    changed = {
+        name
+        for name, _ in meaning(was).items() ^ meaning(becomes).items()
+        if not free.fullmatch(name)
+    }
+    name = next((name for name in was | becomes if name in changed), "")
+    return name and f"{name} {was.get(name)}, now {becomes.get(name)}"

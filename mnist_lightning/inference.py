@@ -1,0 +1,176 @@
+"""Classify images with a plain network, and list its layers.
+
+The network is in evaluation mode meanwhile, also when several threads use it.
+"""
+
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mnist_lightning.errors import InputError
+
+AT_ONCE = 1000  # images
+VARIES = (
+    "the network gives the same images two answers in evaluation mode: dropout that is always on?"
+)
+# Threads share a network's mode and the global random numbers: one at a time uses them.
+LOCK = threading.RLock()
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[Tensor]:
+    """Put a network into evaluation mode for a while; yield a tensor of its device and float type.
+
+    Other threads wait meanwhile: they would switch the network back while this one uses it.
+    """
+    tensors = chain(net.parameters(), net.buffers())
+    floats = (tensor for tensor in tensors if tensor.is_floating_point())
+    with LOCK:
+        training = [module for module in net.modules() if module.training]
+        net.eval()
+        try:
+            yield next(floats, torch.empty(0))
+        finally:
+            for module in training:
+                module.training = True
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global random numbers of Python, NumPy and torch for a while; other threads wait."""
+    devices = [device] if device.type == "cuda" else []
+    with LOCK, torch.random.fork_rng(devices):
+        states = random.getstate(), np.random.get_state()  # noqa: NPY002
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+
+
+def logits_of(net: nn.Module, images: Tensor) -> Tensor:
+    """Return a network's logits ``(B, 10)``.
+
+    Raises:
+        InputError: If it gives anything else, or cannot train on a batch of one image.
+    """
+    try:
+        logits: Any = net(images)
+    except ValueError as error:  # torch's batch normalisation
+        if len(images) > 1:
+            raise
+        what = "the network refuses one image, choose a larger batch_size"
+        raise InputError(f"{what}: {error}") from error
+    if not isinstance(logits, Tensor) or logits.shape != (len(images), 10):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        got = f"{got} for {len(images)} images"
+        raise InputError(f"expected logits (B, 10) of the network, got {got}")
+    return logits
+
+
+def compiled_in_place(net: nn.Module) -> nn.Module:
+    """Take off the wrappers of ``torch.compile``, which change the names of the weights.
+
+    What they compile stays compiled, as after ``nn.Module.compile()``: that method would need the
+    wrapper's options again, which the wrapper does not tell.
+    """
+    for name, child in net.named_children():
+        own = compiled_in_place(child)
+        if own is not child:
+            setattr(net, name, own)
+    compiled: Any = getattr(net, "dynamo_ctx", None)
+    if compiled is None:  # not a wrapper
+        return net
+    (own,) = net.children()
+    own._compiled_call_impl = compiled(own._call_impl)
+    return own
+
+
+@torch.no_grad()
+def varies(net: nn.Module) -> bool:
+    """Return whether a network in evaluation mode gives the same images two answers.
+
+    Rounding does not count.
+    """
+    with evaluating(net) as like:
+        images = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0)).to(like)
+        first, second = logits_of(net, images), logits_of(net, images)
+    return not torch.allclose(first, second, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+@torch.no_grad()
+def classify(net: nn.Module, images: Any) -> NDArray[np.float32]:
+    """Return the probabilities ``(N, 10)`` that a network in evaluation mode gives to images.
+
+    Args:
+        net: From float images ``(B, 1, 28, 28)`` in [0, 1] to logits ``(B, 10)``, on any device, of
+            any float type.
+        images: ``(N, 28, 28)`` or ``(N, 1, 28, 28)``, white on black: uint8, or float in [0, 1].
+
+    Raises:
+        InputError: If the images have another shape.
+    """
+    tensor = images
+    if not isinstance(images, Tensor):
+        # torch takes neither another byte order nor negative strides.
+        images = np.asarray(images)
+        tensor = torch.from_numpy(np.ascontiguousarray(images, images.dtype.newbyteorder("=")))
+    if tensor.shape[1:] not in ((28, 28), (1, 28, 28)):
+        shape = tuple(tensor.shape)
+        raise InputError(f"images must be (N, 28, 28), got {shape}; for pictures, use recognize")
+    scale = 255 if tensor.dtype == torch.uint8 else 1
+    if scale == 1 and len(tensor) and not (tensor.min() >= 0 and tensor.max() <= 1):
+        got = f"{tensor.dtype} up to {tensor.max():g}"
+        raise InputError(f"images must be uint8, or float in [0, 1], got {got}")
+    logits = [torch.empty(0, 10)]
+    with evaluating(net) as like:
+        for batch in torch.split(tensor.reshape(-1, 1, 28, 28), AT_ONCE):
+            if len(batch):
+                logits.append(logits_of(net, batch.to(like) / scale).float().cpu())
+    return torch.cat(logits).softmax(dim=1).numpy()
+
+
+@torch.no_grad()
+def layer_table(net: nn.Module) -> str:
+    """Return a table of a network's layers: their output's shape for one image, their parameters.
+
+    Layers without parameters that keep the shape, such as activations, are left out.
+
+    Args:
+        net: From float images ``(B, 1, 28, 28)`` to logits ``(B, 10)``.
+
+    Raises:
+        InputError: If the network gives anything but logits.
+    """
+    rows = [("layer", "output", "parameters")]
+    shape: tuple[int, ...] = (1, 28, 28)
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        nonlocal shape
+        number = sum(parameter.numel() for parameter in module.parameters())
+        if isinstance(output, Tensor) and (number or shape != output.shape[1:]):
+            shape = tuple(output.shape[1:])
+            rows.append((type(module).__name__, " x ".join(map(str, shape)), f"{number:,}"))
+
+    leaves = [module for module in net.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(note) for module in leaves]
+    try:
+        with evaluating(net) as like:
+            logits_of(net, torch.zeros(2, 1, 28, 28).to(like))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    name, output, number = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = [f"{row[0]:<{name}}  {row[1]:<{output}}  {row[2]:>{number}}" for row in rows]
+    return "\n".join(lines)
