@@ -45,29 +45,34 @@ def keep(folder: Path, image: NDArray[np.uint8], label: int, most: int) -> int:
 
 
 class Drawings(DigitDataModule):
-    """Digits of your own, 28x28 pixels, white on black: those that were kept on the page of ``serve``.
+    """Digits of your own, 28x28 pixels, white on black: those kept on the page of ``serve``.
 
-    Reads ``<data_dir>/Drawings/<label>/*.png``. Which are test images depends on their pixels alone, so that a drawing
-    stays on its side when others are added.
+    Reads ``<data_dir>/Drawings/<label>/*.png``. Which are test images depends on their pixels
+    alone, so that a drawing stays on its side when others are added.
 
     Args:
         data_dir: Folder of the folder Drawings; MNIST_LIGHTNING_DATA sets the default.
-        test_share: Share of the drawings that are test images, in [0, 1]. With 1 the whole set can be tested, and
-            nothing be trained.
+        test_share: Share of the drawings that are test images, in [0, 1]. With 1 the whole set can
+            be tested, and nothing be trained.
         **kwargs: The arguments of every data module.
 
     Raises:
         InputError: If ``test_share`` is out of its range.
     """
 
-    def __init__(self, data_dir: str = DEFAULT_DATA_DIR, test_share: float = 0.2, **kwargs: Any) -> None:
+    def __init__(
+        self, data_dir: str = DEFAULT_DATA_DIR, test_share: float = 0.2, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         if not 0 <= test_share <= 1:
             raise InputError(f"test_share must be in [0, 1], got {test_share}")
         self.data_dir, self.test_share = data_dir, test_share
 
     def load(self, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Read one split: images ``(N, 28, 28)`` uint8 in 0-255, and their labels ``(N,)`` in 0-9.
+        """Read the training or the test images and their labels.
+
+        Returns:
+            Images ``(N, 28, 28)`` uint8 in 0-255, and labels ``(N,)`` in 0-9.
 
         Raises:
             InputError: If there is none, or a file is not such a picture.
@@ -76,18 +81,35 @@ class Drawings(DigitDataModule):
         images, labels = [], []
         files = sorted(file for file in folder.glob("[0-9]/*.png") if file.is_file())
         for file in files:
-            try:
-                with Image.open(file, formats=["PNG"]) as picture:
-                    image = np.asarray(picture.convert("L"))
-            except Exception as error:  # damaged bytes raise errors of any type
-                raise InputError(f"cannot read {file}: {error!s:.200}; remove it") from error
-            if image.shape != (28, 28):
-                raise InputError(f"expected 28 x 28 pixels in {file}, got {image.shape[1]} x {image.shape[0]}")
-            place = int.from_bytes(hashlib.sha256(image.tobytes()).digest()[-4:]) / 2**32  # uniform in [0, 1)
-            if (place < self.test_share) == (split == "test"):
+            image = read_drawing(file)
+            hashed = hashlib.sha256(image.tobytes()).digest()
+            place = int.from_bytes(hashed[-4:]) / 2**32  # uniform in [0, 1)
+            is_test = place < self.test_share
+            if is_test == (split == "test"):
                 images.append(image)
                 labels.append(int(file.parent.name))
         if not images:
-            hint = f"all {len(files)} are on the other side of test_share {self.test_share}" if files else "it has none"
-            raise InputError(f"no {split} images in {folder}: {hint}; keep more, python -m mnist_lightning serve")
+            hint = "it has none"
+            if files:
+                hint = f"all {len(files)} are on the other side of test_share {self.test_share}"
+            raise InputError(
+                f"no {split} images in {folder}: {hint}; keep more, python -m mnist_lightning serve"
+            )
         return np.stack(images), np.array(labels)
+
+
+def read_drawing(file: Path) -> NDArray[np.uint8]:
+    """Return the pixels ``(28, 28)`` of a drawing.
+
+    Raises:
+        InputError: If it is damaged, or of another size.
+    """
+    try:
+        with Image.open(file, formats=["PNG"]) as picture:
+            image = np.asarray(picture.convert("L"))
+    except Exception as error:  # damaged bytes raise errors of any type
+        raise InputError(f"cannot read {file}: {error!s:.200}; remove it") from error
+    if image.shape != (28, 28):
+        got = f"{image.shape[1]} x {image.shape[0]}"
+        raise InputError(f"expected 28 x 28 pixels in {file}, got {got}")
+    return image
