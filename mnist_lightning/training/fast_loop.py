@@ -7,7 +7,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
+from lightning.pytorch.plugins.precision import (
+    DoublePrecision,
+    HalfPrecision,
+    MixedPrecision,
+    Precision,
+)
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
@@ -24,26 +29,36 @@ except ImportError:
 
 TESTED_LIGHTNING, TESTED_TORCH = ("2.6.",), ("2.14.", "2.15.")
 # Lightning's own loop runs if the module overrides one of these, or a callback one of INNER_HOOKS.
-INNER_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+INNER_HOOKS = (
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+)
 STEP_HOOKS = ("backward", "optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping")
 MODULE_HOOKS = (*INNER_HOOKS, *STEP_HOOKS, "on_train_batch_start", "on_train_batch_end")
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-CURRENT_HOOK = "_current_fx_name"  # of a module; self.log reads it. vars() avoids the slow nn.Module.__setattr__
+# Of a module; self.log reads it. vars() avoids the slow nn.Module.__setattr__.
+CURRENT_HOOK = "_current_fx_name"
+ADAM_SETTINGS = ("lr", "weight_decay", "eps", "amsgrad", "maximize")
 # In an MLP's update. With fewer, a second thread gains less than it loses beside a busy process.
 OPERATIONS_PER_THREAD = 100_000_000
 
 
 def use_fast_loop(trainer: L.Trainer) -> None:
-    """Make a trainer train with ``FastEpochLoop``, or warn and change nothing if the installed versions are untested.
+    """Make a trainer train with ``FastEpochLoop``; of untested versions, warn and change nothing.
 
     Args:
         trainer: A Trainer that has not started to fit.
     """
-    is_tested = L.__version__.startswith(TESTED_LIGHTNING) and torch.__version__.startswith(TESTED_TORCH)
+    is_tested = L.__version__.startswith(TESTED_LIGHTNING) and torch.__version__.startswith(
+        TESTED_TORCH
+    )
     if not is_tested or FastEpochLoop.__base__ is object:
         rank_zero_warn(
-            f"The fast training loop is not tested with Lightning {L.__version__} and torch {torch.__version__}, so "
-            "Lightning's own loop is used. The results are the same; training is only slower."
+            f"The fast training loop is not tested with Lightning {L.__version__} and torch "
+            f"{torch.__version__}, so Lightning's own loop is used. "
+            "The results are the same; training is only slower."
         )
         return
     trainer.fit_loop.epoch_loop = FastEpochLoop(trainer, trainer.min_steps, trainer.max_steps)
@@ -52,14 +67,15 @@ def use_fast_loop(trainer: L.Trainer) -> None:
 class FastEpochLoop(_TrainingEpochLoop):
     """Lightning's training epoch loop with a shorter way through an update.
 
-    In each update, Lightning 2.6 enters about fifty profiler contexts and calls six hooks on every callback, even
-    when they are empty. For a small network this takes longer than the training. The fast way makes only the calls
-    that have an effect, in the same order: transfer, callbacks' ``on_train_batch_start``, ``training_step``,
-    ``zero_grad``, ``backward``, ``step``, learning rate, callbacks' ``on_train_batch_end``. Counters, logging,
-    validation, stopping and checkpoints stay Lightning's.
+    In each update, Lightning 2.6 enters about fifty profiler contexts and calls six hooks on every
+    callback, even when they are empty. For a small network this takes longer than the training. The
+    fast way makes only the calls that have an effect, in the same order: transfer, callbacks'
+    ``on_train_batch_start``, ``training_step``, ``zero_grad``, ``backward``, ``step``, learning
+    rate, callbacks' ``on_train_batch_end``. Counters, logging, validation, stopping and checkpoints
+    stay Lightning's.
 
-    Lightning's own way runs for everything else: several devices, accumulated or clipped gradients, scaled losses,
-    manual optimization, profilers, and hooks inside an update.
+    Lightning's own way runs for everything else: several devices, accumulated or clipped gradients,
+    scaled losses, manual optimization, profilers, and hooks of a transfer or inside an update.
     """
 
     _is_fast = False
@@ -76,7 +92,7 @@ class FastEpochLoop(_TrainingEpochLoop):
             torch.set_num_threads(threads)
 
     def on_run_start(self, data_fetcher: Any) -> None:
-        """Choose the fast way or Lightning's for this epoch, and find the hooks that have an effect."""
+        """Choose the fast way or Lightning's for this epoch, and find the hooks with an effect."""
         super().on_run_start(data_fetcher)
         trainer = self.trainer
         self._is_fast = _is_covered(trainer)
@@ -87,8 +103,6 @@ class FastEpochLoop(_TrainingEpochLoop):
         self._optimizer = FusedAdam(optimizer) if FusedAdam.suits(optimizer) else optimizer
         self._on_start = _overridden(trainer, "on_train_batch_start")
         self._on_end = _overridden(trainer, "on_train_batch_end")
-        owners = (trainer.lightning_module, trainer.datamodule)
-        self._has_transfer_hooks = any(is_overridden(name, owner) for name in TRANSFER_HOOKS for owner in owners)
 
     def advance(self, data_fetcher: Any) -> None:
         """Train on the next batches, until Lightning has something to do besides updates.
@@ -114,10 +128,12 @@ class FastEpochLoop(_TrainingEpochLoop):
             self._batches_that_stepped += 1
 
     def _last_batch_before_event(self) -> Any:
-        """Return the number of the batch, in this epoch, after which Lightning validates, stops or steps a plateau."""
-        trainer, done, interval = self.trainer, self.batch_progress.current.ready, self.trainer.val_check_batch
-        if interval is None or any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs):
-            return 0  # validation by the clock, or a schedule that steps on a metric: after each update
+        """Return after which batch of this epoch Lightning validates, stops or steps a plateau."""
+        trainer, done = self.trainer, self.batch_progress.current.ready
+        interval = trainer.val_check_batch
+        steps_on_metric = any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs)
+        if steps_on_metric or interval is None:  # it validates by the clock
+            return 0
         since = self.batch_progress.total.ready if trainer.check_val_every_n_epoch is None else done
         events = [trainer.num_training_batches, done + interval - since % interval]
         if self.max_steps != -1:
@@ -128,8 +144,8 @@ class FastEpochLoop(_TrainingEpochLoop):
         trainer, module, progress = self.trainer, self.trainer.lightning_module, self.batch_progress
         connector, results = trainer._logger_connector, self._results
         batch = self._precision.convert_input(batch)
-        if self._has_transfer_hooks or not _is_on(self._device, batch):
-            batch = trainer.strategy.batch_to_device(module._on_before_batch_transfer(batch))
+        if not _is_on(self._device, batch):
+            batch = trainer.strategy.batch_to_device(batch)
         batch_idx = progress.current.ready
         progress.increment_ready()
         connector._first_loop_iter = connector._first_loop_iter is None
@@ -170,59 +186,69 @@ class FastEpochLoop(_TrainingEpochLoop):
             with self._precision.train_step_context():
                 output: Any = module.training_step(batch, batch_idx)
             is_loss = isinstance(output, Tensor)
-            result = ClosureResult(output) if is_loss else ClosureResult.from_training_step_output(output)
+            result = (
+                ClosureResult(output)
+                if is_loss
+                else ClosureResult.from_training_step_output(output)
+            )
             optimizer.zero_grad()
             progress.zero_grad.increment_by(1)
             if result.closure_loss is not None:
                 result.closure_loss.backward()  # type: ignore[no-untyped-call]
             else:
-                rank_zero_warn("`training_step` returned `None`. If this was on purpose, ignore this warning...")
+                rank_zero_warn(
+                    "`training_step` returned `None`. "
+                    "If this was on purpose, ignore this warning..."
+                )
             return result.loss
 
         progress.step.increment_ready()
         # Some optimizers call the closure under no_grad.
-        optimizer.step(closure=closure if isinstance(optimizer, FusedAdam) else torch.enable_grad()(closure))
+        optimizer.step(
+            closure=closure if isinstance(optimizer, FusedAdam) else torch.enable_grad()(closure)
+        )
         progress.step.increment_completed()
         return {} if result.loss is None else result.asdict()
 
 
 class FusedAdam:
-    """Makes the steps of torch's fused Adam or AdamW on the CPU, on the optimizer's own state and to the same bits.
+    """Makes the steps of torch's fused Adam or AdamW on the CPU, to the same bits.
 
-    It leaves out what ``Optimizer.step`` and ``zero_grad`` do around the one operation: profiling, hooks, grouping of
-    the weights by device and type. The optimizer itself makes the first step, which creates the state.
+    It leaves out what ``Optimizer.step`` and ``zero_grad`` do around the one operation, such as
+    profiling and hooks: a third of an MLP's update. State and settings stay the optimizer's, which
+    makes the first step itself.
 
     Args:
-        optimizer: One that ``suits``. Its state and settings may change between steps, its parameters may not.
+        optimizer: One that ``suits``.
     """
 
-    SETTINGS = ("lr", "weight_decay", "eps", "amsgrad", "maximize")
-
-    def __init__(self, optimizer: torch.optim.Adam) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
-        self.parameters: list[Tensor] = optimizer.param_groups[0]["params"]
-        self.group: dict[str, Any] = {}
 
     @staticmethod
     def suits(optimizer: torch.optim.Optimizer) -> bool:
-        """Return whether an optimizer is torch's fused Adam or AdamW, for float32 weights on the CPU, without hooks."""
-        if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or len(optimizer.param_groups) != 1:
+        """Return whether it is torch's fused Adam of float32 weights on the CPU, without hooks."""
+        if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
             return False
-        group = optimizer.param_groups[0]
-        hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
-        global_hooks = (optimizer_module._global_optimizer_pre_hooks, optimizer_module._global_optimizer_post_hooks)
+        group, *others = optimizer.param_groups
+        numbers = (group["lr"], *group["betas"])
+        hooks = (
+            *optimizer._optimizer_step_pre_hooks,
+            *optimizer._optimizer_step_post_hooks,
+            *optimizer_module._global_optimizer_pre_hooks,
+            *optimizer_module._global_optimizer_post_hooks,
+        )
         return (
             bool(group["fused"])
-            and not group["amsgrad"]
-            and not any(isinstance(number, Tensor) for number in (group["lr"], *group["betas"]))
-            and not any((*hooks, *global_hooks))
+            and not (others or hooks or group["amsgrad"])
+            and not any(isinstance(number, Tensor) for number in numbers)
             and all(weight.is_cpu and weight.dtype == torch.float32 for weight in group["params"])
         )
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
-        for parameter in self.parameters:
-            parameter.grad = None
+        for weight in self.optimizer.param_groups[0]["params"]:
+            weight.grad = None
 
     def step(self, closure: Callable[[], Any]) -> None:
         """Compute the gradients and update the weights.
@@ -231,30 +257,32 @@ class FusedAdam:
             closure: It computes the gradients.
         """
         closure()
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        has_all = len(gradients) == len(self.parameters)
-        # load_state_dict replaces the group and the state
-        if not has_all or (self.optimizer.param_groups[0] is not self.group and not self._take_state()):
+        group = self.optimizer.param_groups[0]
+        weights = [weight for weight in group["params"] if weight.grad is not None]
+        states = [self.optimizer.state[weight] for weight in weights]
+        if not (weights and all(states)):  # a skipped batch, or the first step
             self.optimizer.step()
             return
-        (beta1, beta2), settings = self.group["betas"], {name: self.group[name] for name in self.SETTINGS}
-        update = torch._fused_adamw_ if self.group["decoupled_weight_decay"] else torch._fused_adam_
+        averages, squares, steps = (
+            [state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")
+        )
+        gradients = [weight.grad for weight in weights]
+        (beta1, beta2), settings = group["betas"], {name: group[name] for name in ADAM_SETTINGS}
+        update = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
         with torch.no_grad():
-            self.steps.add_(1)
-            update(self.parameters, gradients, *self.state, beta1=beta1, beta2=beta2, **settings)
-
-    def _take_state(self) -> bool:
-        states: list[dict[str, Tensor]] = [self.optimizer.state.get(parameter, {}) for parameter in self.parameters]
-        if not all(states) or not self.suits(self.optimizer):
-            return False
-        # One tensor counts the steps, and each parameter's state holds one element of it: one addition, not one each.
-        self.steps = torch.stack([state["step"] for state in states])
-        for state, step in zip(states, self.steps, strict=True):
-            state["step"] = step
-        averages, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-        self.state: tuple[list[Tensor], ...] = (averages, squares, [], steps)
-        self.group = self.optimizer.param_groups[0]
-        return True
+            for step in steps:
+                step.add_(1)
+            update(
+                weights,
+                gradients,
+                averages,
+                squares,
+                [],
+                steps,
+                beta1=beta1,
+                beta2=beta2,
+                **settings,
+            )
 
 
 def useful_threads(module: nn.Module, batch_size: int | None, available: int) -> int:
@@ -267,16 +295,23 @@ def useful_threads(module: nn.Module, batch_size: int | None, available: int) ->
         batch_size: Images in an update; if it is not known, all threads are useful.
         available: The number of threads that torch has.
     """
-    layers = [layer for layer in module.modules() if any(True for _ in layer.parameters(recurse=False))]
+    layers = [
+        layer for layer in module.modules() if any(True for _ in layer.parameters(recurse=False))
+    ]
     if batch_size is None or not all(isinstance(layer, nn.Linear) for layer in layers):
         return available
-    operations = 6 * batch_size * sum(layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear))
+    operations = (
+        6
+        * batch_size
+        * sum(layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear))
+    )
     return min(available, max(1, operations // OPERATIONS_PER_THREAD))
 
 
 def _is_covered(trainer: L.Trainer) -> bool:
     """Return whether the fast way does all that this trainer and its module ask for."""
     module, precision = trainer.lightning_module, trainer.precision_plugin
+    owners = (module, trainer.datamodule)  # type: ignore[attr-defined]
     return (
         type(trainer.strategy) is SingleDeviceStrategy
         and type(precision) in (Precision, MixedPrecision, HalfPrecision, DoublePrecision)
@@ -289,14 +324,19 @@ def _is_covered(trainer: L.Trainer) -> bool:
         and is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
         and not is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True)
         and not any(is_overridden(name, module, L.LightningModule) for name in MODULE_HOOKS)
+        and not any(is_overridden(name, each) for name in TRANSFER_HOOKS for each in owners)
         and not any(_overridden(trainer, name) for name in INNER_HOOKS)
     )
 
 
 def _overridden(trainer: L.Trainer, hook: str) -> list[Callable[..., None]]:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [getattr(callback, hook) for callback in callbacks if is_overridden(hook, callback, Callback)]
+    return [
+        getattr(callback, hook) for callback in callbacks if is_overridden(hook, callback, Callback)
+    ]
 
 
 def _is_on(device: torch.device, batch: Any) -> bool:
-    return isinstance(batch, (list, tuple)) and {getattr(item, "device", None) for item in batch} == {device}
+    return isinstance(batch, (list, tuple)) and {
+        getattr(item, "device", None) for item in batch
+    } == {device}

@@ -4,10 +4,10 @@ import csv
 import io
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
@@ -15,19 +15,20 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image
 
+from mnist_lightning.checkpoints import as_list
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_csv
-from mnist_lightning.models.classify import evaluating
+from mnist_lightning.inference import evaluating
 
 HPARAMS_METRICS = ("val/acc", "val/loss", "test/acc")
 
 
 class TensorBoardRunLogger(TensorBoardLogger):
-    """Lightning's TensorBoard logger, with the network's graph, pictures, and an HPARAMS tab to compare runs.
+    """Lightning's TensorBoard logger, with the network's graph, pictures, and an HPARAMS tab.
 
-    Lightning would list every argument there, and no metric, since none is known when training begins. This one lists
-    what runs differ in, and TensorBoard adds the last value of each of ``HPARAMS_METRICS``. It writes no
-    ``hparams.yaml``: ``config.yaml`` says more.
+    Lightning would list every argument there, and no metric, since none is known when training
+    begins. This one lists what runs differ in, and TensorBoard adds the last value of each of
+    ``HPARAMS_METRICS``. It writes no ``hparams.yaml``: ``config.yaml`` says more.
 
     Args:
         folder: The run folder.
@@ -35,8 +36,12 @@ class TensorBoardRunLogger(TensorBoardLogger):
         final_step: Number of updates of a trained run: what is logged now belongs to its end.
     """
 
-    def __init__(self, folder: Path, resumed_step: int | None = None, final_step: int | None = None) -> None:
-        super().__init__(save_dir=folder, name="", version="", default_hp_metric=False, purge_step=resumed_step)
+    def __init__(
+        self, folder: Path, resumed_step: int | None = None, final_step: int | None = None
+    ) -> None:
+        super().__init__(
+            save_dir=folder, name="", version="", default_hp_metric=False, purge_step=resumed_step
+        )
         self.final_step = final_step
 
     @rank_zero_only
@@ -45,29 +50,35 @@ class TensorBoardRunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def show_settings(self, settings: Mapping[str, Any]) -> None:
-        """Write the HPARAMS tab. TensorBoard sorts the columns by name, and at first it shows five of them.
+        """Write the HPARAMS tab. TensorBoard sorts the columns by name, and first shows five.
 
         Args:
             settings: Those of ``run.json``.
         """
-        from torch.utils.tensorboard.summary import hparams  # here, since TensorBoard takes a while to import
+        # Here, since TensorBoard takes a while to import.
+        from torch.utils.tensorboard.summary import hparams
 
         arguments = settings["net_arguments"] or {}
         names = ("augmentation", "batch_size", "lr", "lr_scheduler", "optimizer", "seed")
         columns = {name: settings[name] for name in names}
         # The first argument is the one that people vary most, such as the hidden sizes.
-        columns["architecture"] = " ".join([settings["network"], *map(str, [*arguments.values()][:1])])
-        columns |= {"epochs": settings["max_epochs"], "trained_on": settings["dataset"]}
-        columns |= {f"net_{name}": value for name, value in arguments.items()}
-        texts = {name: str(value or "none") for name, value in columns.items() if not isinstance(value, (int, float))}
-        # Of the metrics only the names are written.
-        for summary in hparams(columns | texts, dict.fromkeys(HPARAMS_METRICS, 0.0)):  # type: ignore[no-untyped-call]
+        first = [str(value) for value in arguments.values()][:1]
+        columns["architecture"] = " ".join([settings["network"], *first])
+        columns["epochs"], columns["trained_on"] = settings["max_epochs"], settings["dataset"]
+        for name, value in arguments.items():
+            columns[f"net_{name}"] = value
+        for name, value in columns.items():
+            if not isinstance(value, (int, float)):
+                columns[name] = str(value or "none")
+        metrics = dict.fromkeys(HPARAMS_METRICS, 0.0)  # only their names are written
+        for summary in hparams(columns, metrics):  # type: ignore[no-untyped-call]
             self.experiment.file_writer.add_summary(summary)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # noqa: D102
         if self.final_step is not None:  # Lightning counts a test's updates and epochs from 0
-            metrics, step = {name: value for name, value in metrics.items() if name != "epoch"}, self.final_step
+            step = self.final_step
+            metrics = {name: value for name, value in metrics.items() if name != "epoch"}
         super().log_metrics(metrics, step)
 
     @rank_zero_only
@@ -78,21 +89,30 @@ class TensorBoardRunLogger(TensorBoardLogger):
         try:  # in evaluation mode, because dropout would make two traces differ
             with warnings.catch_warnings(action="ignore"), evaluating(net) as like:
                 self.experiment.add_graph(net, torch.zeros(1, 1, 28, 28).to(like))
-        except Exception as error:  # a network that cannot be traced, such as a compiled one, can still be trained
-            rank_zero_warn(f"TensorBoard shows no graph of {type(net).__name__}: {str(error).strip().splitlines()[:1]}")
+        except Exception as error:  # a compiled network cannot be traced, but trained
+            reason = str(error).strip().splitlines()[:1]
+            rank_zero_warn(f"TensorBoard shows no graph of {type(net).__name__}: {reason}")
 
     def show(self, stage: str, pngs: Mapping[str, bytes], step: int = 0) -> None:
         """Log PNG pictures as ``<stage>/<name>``, at ``final_step`` if there is one."""
+        step = self.final_step or step
         for name, png in pngs.items():
             image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-            self.experiment.add_image(f"{stage}/{name}", image, self.final_step or step, dataformats="HWC")
+            self.experiment.add_image(f"{stage}/{name}", image, step, dataformats="HWC")
 
     @rank_zero_only
     def save(self) -> None:  # noqa: D102
         self.experiment.flush()
 
 
-def show_pictures(folder: Path, step: int, pngs: Mapping[str, bytes], stage: str = "pictures") -> None:
+def tensorboards(trainer: L.Trainer) -> list[TensorBoardRunLogger]:
+    """Return the run's TensorBoard logger, if it has one."""
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardRunLogger)]
+
+
+def show_pictures(
+    folder: Path, step: int, pngs: Mapping[str, bytes], stage: str = "pictures"
+) -> None:
     """Show PNG pictures in the TensorBoard of a run that is trained.
 
     Args:
@@ -109,10 +129,11 @@ def show_pictures(folder: Path, step: int, pngs: Mapping[str, bytes], stage: str
 class HistoryLogger(Logger):
     """Write ``metrics.csv``: a row per step that logged anything, a column per metric.
 
-    Each call appends a row, which takes as long in a long run as in a short one; ``write`` joins those of a step.
+    Each call appends a row, which takes as long in a long run as in a short one; ``write`` joins
+    those of a step.
 
-    Lightning's CSVLogger overwrites the file when a run is resumed, and writes two rows for training and
-    validation of an epoch. This one continues the file it finds.
+    Lightning's CSVLogger overwrites the file when a run is resumed, and writes two rows for
+    training and validation of an epoch. This one continues the file it finds.
 
     Args:
         folder: The run folder.
@@ -125,9 +146,10 @@ class HistoryLogger(Logger):
         super().__init__()
         self.path = folder / "metrics.csv"
         history = read_history(self.path) if resumed_step is not None else []
-        self._rows: dict[int, dict[str, Any]] = {
-            int(row["step"]): row for row in history if int(row["step"]) < (resumed_step or 0)
-        }
+        self._rows: dict[int, dict[str, Any]] = {}
+        for row in history:
+            if int(row["step"]) < (resumed_step or 0):
+                self._rows[int(row["step"])] = row
         self._columns: list[str] = []  # of the file
 
     @rank_zero_only
@@ -138,27 +160,35 @@ class HistoryLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add metrics to the row of their step, and append them to the file."""
         assert step is not None
-        row = {name: f"{value:.9g}" for name, value in metrics.items()}  # nine digits keep a float32 exactly
+        # Nine digits keep a float32 exactly.
+        row = {name: f"{value:.9g}" for name, value in metrics.items()}
         self._rows.setdefault(step, {"step": step}).update(row)
         if not row.keys() <= set(self._columns):
             self.write()
             return
-        with suppress(PermissionError), self.path.open("a", encoding="utf-8", newline="") as file:  # see write
-            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row | {"step": step})
+        try:
+            with self.path.open("a", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, self._columns, lineterminator="\n")
+                writer.writerow(row | {"step": step})
+        except PermissionError:  # the next write says so
+            pass
 
     @rank_zero_only
     def write(self) -> None:
         """Write the whole file, with one row per step."""
         names = {name for row in self._rows.values() for name in row}
         self._columns = ["epoch", "step", *sorted(names - {"epoch", "step"})]
+        rows = [self._rows[step] for step in sorted(self._rows)]
         try:
-            write_csv(self.path, self._columns, (self._rows[step] for step in sorted(self._rows)))
+            write_csv(self.path, self._columns, rows)
         except PermissionError as error:  # on Windows, while a spreadsheet shows the file
-            rank_zero_warn(f"{self.path} cannot be written: {error.strerror}; close the program that shows it")
+            rank_zero_warn(
+                f"{self.path} cannot be written: {error.strerror}; close the program that shows it"
+            )
 
 
 def read_history(path: Path) -> list[dict[str, str]]:
-    """Read a ``metrics.csv``: a mapping from column to text per step, ``""`` for what it did not log.
+    """Read a ``metrics.csv``: per step a mapping from column to text, ``""`` if not logged.
 
     Returns:
         The rows; none if there is no such file.
@@ -168,12 +198,23 @@ def read_history(path: Path) -> list[dict[str, str]]:
     """
     rows: dict[str, dict[str, str]] = {}
     try:
-        whole = path.read_text(encoding="utf-8").rpartition("\n")[0]  # a killed run may leave half a line
+        # A killed run may leave half a line.
+        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
         for row in csv.DictReader(io.StringIO(whole)):
             int(row["epoch"] or 0), int(row["step"]), [float(cell or 0) for cell in row.values()]
-            rows.setdefault(row["step"], row).update({name: cell for name, cell in row.items() if cell})
+            logged = {name: cell for name, cell in row.items() if cell}
+            rows.setdefault(row["step"], row).update(logged)
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise InputError(f"{path} is damaged: {error!s:.200}; move it away to continue without the history") from error
+        raise InputError(
+            f"{path} is damaged: {error!s:.200}; move it away to continue without the history"
+        ) from error
     return [*rows.values()]
+
+
+def all_loggers(given: Any, own: list[Any]) -> Any:
+    """Return the Trainer's loggers: the run's and the given ones; none if False is given."""
+    if given is False:
+        return False
+    return own + [logger for logger in as_list(given) if logger is not True] or False

@@ -11,13 +11,16 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 
 class EpochLines(ProgressBar):
-    """A line for each finished epoch, with its training and validation metrics and its seconds; epochs count from 1.
+    """A line for each finished epoch, with its metrics and its seconds; epochs count from 1.
 
-    On a terminal, a bar of the current epoch is below them, with the time left. tqdm draws it at most ten times a
-    second: drawing takes longer than a small update.
+    On a terminal, a bar of the current epoch is below them, with the time left. tqdm draws it at
+    most ten times a second: drawing takes longer than a small update.
     """
 
-    FORMAT = "{desc}  {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}  time left: epoch {remaining}{postfix}"
+    FORMAT = (
+        "{desc}  {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}  "
+        "time left: epoch {remaining}{postfix}"
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,16 +46,25 @@ class EpochLines(ProgressBar):
         epoch, last = trainer.current_epoch + 1, trainer.max_epochs or -1
         self.name = f"Epoch {epoch:>{len(str(last))}}/{last}" if last > 0 else f"Epoch {epoch}"
         self.validated, self.start = False, time.perf_counter()
-        is_shown = self.enabled and sys.stdout.isatty()
-        look = {"bar_format": self.FORMAT, "ncols": shutil.get_terminal_size().columns - 3}  # room for ^C
-        look |= {"file": sys.stdout, "leave": False, "disable": not is_shown}
-        self.bar = Tqdm(desc=self.name, total=self.total_train_batches, **look)
+        self.bar = Tqdm(
+            desc=self.name,
+            total=self.total_train_batches,
+            bar_format=self.FORMAT,
+            ncols=shutil.get_terminal_size().columns - 3,  # room for ^C
+            file=sys.stdout,
+            leave=False,
+            disable=not (self.enabled and sys.stdout.isatty()),
+        )
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
         """Draw the bar if it is due."""
         if self.bar.update():
-            epochs = trainer.current_epoch - self.first + self.bar.n / self.total_train_batches or 1  # 1: without end
-            left = (time.perf_counter() - self.begin) * (((trainer.max_epochs or 0) - self.first) / epochs - 1)
+            share = self.bar.n / self.total_train_batches  # 0 of an epoch without end
+            done = trainer.current_epoch - self.first + share or 1
+            whole = (trainer.max_epochs or 0) - self.first
+            left = (time.perf_counter() - self.begin) * (whole / done - 1)
             self.bar.set_postfix_str(f"run {Tqdm.format_interval(left)}" if left > 0 else "")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -64,12 +76,17 @@ class EpochLines(ProgressBar):
         if not self.name:
             return
         self.bar.close()
-        stages, metrics = ("train", "val") if self.validated else ("train",), trainer.callback_metrics
-        parts = [f"{stage} loss {metrics[f'{stage}/loss']:.4f} acc {metrics[f'{stage}/acc']:6.2%}" for stage in stages]
+        parts = [self.name]
+        for stage in ("train", "val") if self.validated else ("train",):
+            loss, acc = (trainer.callback_metrics[f"{stage}/{name}"] for name in ("loss", "acc"))
+            parts.append(f"{stage} loss {loss:.4f} acc {acc:6.2%}")
+        parts.append(f"{time.perf_counter() - self.start:.1f} s")
         if self.enabled:
-            print("  ".join([self.name, *parts, f"{time.perf_counter() - self.start:.1f} s"]), flush=True)
+            print("  ".join(parts), flush=True)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         """Remove the bar, and the terminal's ^C behind it."""
         self.bar.close()
         if sys.stdout.isatty():

@@ -1,23 +1,26 @@
 """Make a run folder of a network that was trained elsewhere."""
 
 import io
-import json
 import shutil
-from datetime import datetime
 from pathlib import Path
 
 import torch
-import yaml
 from torch import nn
 
+from mnist_lightning.checkpoints import to_settings
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.export.keras import read_keras
 from mnist_lightning.files import write_atomic
-from mnist_lightning.models.layers import layer_table
-from mnist_lightning.settings import to_settings
-from mnist_lightning.training.callbacks import versions
-from mnist_lightning.training.fit import claim
+from mnist_lightning.training.folders import claim
+from mnist_lightning.training.record import (
+    class_name,
+    size_of,
+    started_now,
+    versions,
+    write_config,
+    write_record,
+)
 from mnist_lightning.training.run import Run
 from mnist_lightning.training.runs import LOG_DIR
 
@@ -30,7 +33,7 @@ def import_run(
     name: str | None = None,
     log_dir: str | Path = LOG_DIR,
 ) -> Run:
-    """Make a run of a Keras file, to validate, test and predict with, or to train on with ``init_from``.
+    """Make a run of a Keras file, to test and predict with, or to train on with ``init_from``.
 
     Args:
         path: A ``.keras`` or ``.h5`` file with a Sequential model, or a ``.weights.h5`` file.
@@ -44,27 +47,27 @@ def import_run(
     """
     net = read_keras(path, like)
     model = DigitClassifier(net)
-    config = {"model": dict(model.hparams), "data": to_settings(data, lossy=True)}
+    settings = dict(model.hparams)
     record = {
         "verb": "import",
         "file": str(path),
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "dataset": type(data).__name__,
-        "network": type(net).__name__,
-        "layers": layer_table(net).splitlines(),
-        "num_parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "started": started_now("seconds"),
+        "dataset": class_name(data),
+        "network": class_name(net),
+        **size_of(net),
         "weights": "best",
         "versions": versions(),
     }
-    checkpoint = io.BytesIO()
-    torch.save({"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}, checkpoint)
+    content = io.BytesIO()
+    torch.save({"state_dict": model.state_dict(), "hyper_parameters": settings}, content)
     folder = claim(Path(log_dir), name)
+    checkpoint = folder / "checkpoints" / "best.ckpt"
     try:
-        (folder / "checkpoints").mkdir()
-        write_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-        write_atomic(folder / "run.json", json.dumps(record, indent=2) + "\n")
-        write_atomic(folder / "checkpoints" / "best.ckpt", checkpoint.getbuffer())
+        checkpoint.parent.mkdir()
+        write_config(folder, {"model": settings, "data": to_settings(data, lossy=True)})
+        write_record(folder, record)
+        write_atomic(checkpoint, content.getbuffer())
     except BaseException:
         shutil.rmtree(folder)
         raise
-    return Run(folder, folder / "checkpoints" / "best.ckpt", model, data)
+    return Run(folder, checkpoint, model, data)
