@@ -1,150 +1,234 @@
-"""From a page's ink to its digits: without lines, broken strokes joined, digits that touch apart, in reading order."""
+"""From a picture to its digits in reading order: the whole way, step by step."""
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from mnist_lightning.pictures.ink import Pixels
-from mnist_lightning.pictures.marks import Mark, connected, joined, judged, tight
-from mnist_lightning.pictures.rules import SHORT, frames, is_long, thicker_than_lines, without_lines
+from mnist_lightning.errors import InputError
+from mnist_lightning.pictures.ink import find_ink
+from mnist_lightning.pictures.marks import Mark, connected, cut_apart, detected, joined
+from mnist_lightning.pictures.paper import Transform, find_sheet, grey_levels, skew, turned
+from mnist_lightning.pictures.read import Pixels
+from mnist_lightning.pictures.ruled_lines import (
+    SHORTEST,
+    frames,
+    is_long,
+    thicker_than_lines,
+    without_lines,
+)
 
+# Larger pictures are first shrunk to it; a digit of 1/80 of the page still has 20 pixels.
+WORKING_SIDE = 1600
 MAX_DIGITS = 500  # in one picture
-SURE = 0.95  # the judge's probability of a digit that stays as it is, even if it fills the page
+SURE = 0.95  # the detector's probability of a digit that stays as it is, even if it fills the page
 SPECK = 0.15  # of the digits' height: a smaller mark is dirt
-PIECE = 0.4  # a lower mark may be a piece of a digit, and is no digit of its own
-BODY = 0.65  # a lower mark begins no line
-GAP = 0.3  # between the pieces of a digit
+PIECE = 0.4  # of the digits' height: a lower mark may be a piece of a digit, and is none of its own
+BODY = 0.65  # of the digits' height: a lower mark begins no line
+GAP = 0.3  # of the digits' height, between the pieces of a digit
+NUMBER_GAP = 0.6  # of the digits' height: a wider gap begins a new number
 MOST_PIECES = 10  # of a digit
-SLANTS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # of the cuts between digits that touch, in pixels to the left for each one down
 PER_DIGIT = 0.1  # cost: of two readings that are as likely, the one with fewer digits
 PER_REJECT = 4.0  # cost: as much as a digit with a probability of 2%
 PER_CUT = 1.0  # cost: of a cut through as much ink as a digit is high
 PER_PIECE = 0.7  # cost of a piece that belongs to no digit
 
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two exclusive
 
-def read_lines(ink: Pixels, mask: Pixels) -> list[list[Mark]]:
+
+class Found(NamedTuple):
+    """One digit found in a picture."""
+
+    pixels: Pixels  # (28, 28), white on black, as the network takes it
+    probabilities: NDArray[np.float32]  # (11,), the detector's; the last is that of no digit
+    box: Box  # in the picture's pixels
+    line: int  # of the page, from 1
+    number: int  # within the line, from 1
+    size: float  # its height, as a share of the median of the picture's digits
+
+
+def find_digits(picture: Pixels) -> list[Found]:
+    """Find the digits of a picture in reading order, and prepare each as MNIST's were.
+
+    The function finds the sheet of paper and turns it upright, removes an uneven background, ruled
+    lines and frames, joins broken strokes and separates digits that touch. It crops each digit,
+    scales its longest side to 20 pixels, and puts its centre of mass at the centre of 28x28 (LeCun,
+    Cortes and Burges, http://yann.lecun.com/exdb/mnist/). A picture and its negative give the same
+    images.
+
+    Args:
+        picture: Grey ``(H, W)``, grey with alpha ``(H, W, 2)``, RGB ``(H, W, 3)`` or RGBA ``(H, W,
+            4)``, turned by 30 degrees at most.
+
+    Returns:
+        One entry per digit; an empty list for an empty page.
+
+    Raises:
+        InputError: If the array has another type or shape, or more than 500 digits.
+    """
+    has_pixels = picture.ndim > 1 and picture.size > 0
+    is_picture = has_pixels and picture.shape[2:] in ((), (2,), (3,), (4,))
+    if picture.dtype != np.uint8 or not is_picture:
+        raise InputError(
+            f"expected pixels, uint8 (H, W) or (H, W, 2 to 4), got {picture.dtype} {picture.shape}"
+        )
+    grey = grey_levels(picture)  # (H, W)
+    height, width = grey.shape
+    scale = WORKING_SIDE / max(height, width)
+    if scale < 1:
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    to_picture = np.diag([width / grey.shape[1], height / grey.shape[0], 1])
+    page, to_grey = find_sheet(grey)
+    inked = find_ink(page)
+    if inked is None:
+        return []
+    ink, mask = inked
+    angle = skew(mask)
+    if angle:
+        ink, mask, to_page = turned(ink, mask, angle)
+        to_grey = to_grey @ to_page
+    lines = _lines_of_digits(ink, mask)
+    digits = [mark for line in lines for mark in line]
+    if len(digits) > MAX_DIGITS:
+        raise InputError(f"expected at most {MAX_DIGITS} digits, found {len(digits):,}")
+    usual = np.median([mark.height for mark in digits] or [1])
+    found = []
+    for line, marks in enumerate(lines, 1):
+        for mark, number in zip(marks, _numbers(marks), strict=True):
+            box = _box(mark, to_picture @ to_grey, width, height)
+            share = float(mark.height / usual)
+            found.append(Found(mark.image, mark.probabilities, box, line, number, share))
+    return found
+
+
+def _box(mark: Mark, transform: Transform, width: int, height: int) -> Box:
+    """Return the box around a mark in the picture's pixels."""
+    left, top, right, bottom = mark.left, mark.top, mark.right, mark.bottom
+    corners = [(left, top, 1), (left, bottom, 1), (right, top, 1), (right, bottom, 1)]
+    x, y, w = transform @ np.array(corners).T  # (4,) each
+    x, y = (x / w).clip(0, width).round().astype(int), (y / w).clip(0, height).round().astype(int)
+    return int(x.min()), int(y.min()), int(x.max()), int(y.max())
+
+
+def _numbers(line: Sequence[Mark]) -> list[int]:
+    """Return for each digit of a line the number that it belongs to, from 1."""
+    usual = np.median([mark.height for mark in line])
+    numbers = [1]
+    for before, mark in pairwise(line):
+        is_new = mark.left - before.right > NUMBER_GAP * usual
+        numbers.append(numbers[-1] + 1 if is_new else numbers[-1])
+    return numbers
+
+
+def _lines_of_digits(ink: Pixels, mask: Pixels) -> list[list[Mark]]:
     """Return the digits of each line of a page, in reading order.
 
     Args:
         ink: How strongly each pixel is inked ``(H, W)``, 0-255.
-        mask: 1 where there is ink.
+        mask: 1 where there is ink ``(H, W)``.
     """
-    marks = judged(connected(ink, mask, least=max(3, max(ink.shape) // 160)))
-    if len(marks) == 1 and marks[0].likeness >= SURE:
-        return [marks]
-    marks = _without_rules(marks, ink.shape)
+    height, width = ink.shape
+    marks = detected(connected(ink, mask, least=max(3, max(height, width) // 160)))
+    if len(marks) == 1 and marks[0].probability >= SURE:
+        return [list(marks)]
+    marks = _without_ruled_lines(marks, (height, width))
     if not marks:
         return []
-    height = _height(marks)
-    if any(mark.likeness >= 0.5 for mark in marks):
-        marks = [mark for mark in marks if not _is_cut_off(mark, ink.shape, height)]
-    lines = _lines_of([mark for mark in marks if max(mark.ink.shape) >= SPECK * height], height)
-    return [digits for line in lines if (digits := _digits_of(line, height))]
+    usual = _usual_height(marks)
+    if any(mark.probability >= 0.5 for mark in marks):
+        marks = [mark for mark in marks if not _is_cut_off(mark, (height, width), usual)]
+    marks = [mark for mark in marks if max(mark.height, mark.width) >= SPECK * usual]
+    lines = [_digits_of(line, usual) for line in _grouped(marks, usual)]
+    return [digits for digits in lines if digits]
 
 
-def _without_rules(marks: list[Mark], page: tuple[int, int]) -> list[Mark]:
+def _without_ruled_lines(marks: Sequence[Mark], page: tuple[int, int]) -> list[Mark]:
     """Remove lines and frames from what is no digit."""
     # A digit has lines too, but they are shorter than it is high.
-    least = 1.2 * _height(marks) if any(mark.likeness >= 0.5 for mark in marks) else SHORT
-    rest = []
+    has_digits = any(mark.probability >= 0.5 for mark in marks)
+    least = 1.2 * _usual_height(marks) if has_digits else SHORTEST
+    rest: list[Mark] = []
     for mark, is_frame in zip(marks, frames(marks), strict=True):
-        parts, is_whole = [mark], is_long(mark, page)
-        if is_frame or mark.likeness < 0.5 or (is_whole and mark.likeness < SURE):
-            parts = judged(without_lines(mark, page, least))
-        is_line = is_frame or (is_whole and mark.likeness < 0.5)
-        is_better = max((part.likeness for part in parts), default=0) > mark.likeness
-        rest += parts if is_line or is_better else [mark]
+        is_digit, is_bar = mark.probability >= 0.5, is_long(mark, page)
+        if is_digit and not is_frame and (not is_bar or mark.probability >= SURE):
+            rest.append(mark)
+            continue
+        parts = detected(without_lines(mark, page, least))
+        is_line = is_frame or (is_bar and not is_digit)
+        is_better = any(part.probability > mark.probability for part in parts)
+        rest.extend(parts if is_line or is_better else [mark])
     return rest if len(rest) == len(marks) else thicker_than_lines(rest)
 
 
-def _is_cut_off(mark: Mark, page: tuple[int, int], height: float) -> bool:
-    """Return whether the page's edge cuts a mark off that is no digit: a table, a shadow, half a digit."""
+def _is_cut_off(mark: Mark, page: tuple[int, int], usual: float) -> bool:
+    """Return whether the page's edge cuts off a mark that is no digit: a table, half a digit."""
     is_within = mark.left > 0 and mark.top > 0 and mark.right < page[1] and mark.bottom < page[0]
-    return not is_within and (mark.likeness < 0.5 or len(mark.ink) >= 2 * height)
+    return not is_within and (mark.probability < 0.5 or mark.height >= 2 * usual)
 
 
-def _cut(mark: Mark, height: float) -> list[Mark]:
-    """Cut a mark where the least ink is in the way, into more pieces than it can have digits."""
-    own_height, width = mark.ink.shape
-    most = min(20, int(9 * width / height))
-    mask = mark.mask
-    y, x = np.mgrid[:own_height, :width]
-    y = y - own_height / 2
-    profiles = []
-    for slant in SLANTS:
-        moved = cv2.warpAffine(mask, np.array([[1, slant, -slant * own_height / 2], [0, 1, 0]]), (width, own_height))
-        profiles.append(moved.sum(axis=0))
-    costs = np.array(profiles)
-    least, margin = costs.min(axis=0).astype(np.float64), max(2, round(0.05 * height))
-    least[:margin] = least[width - margin :] = np.inf
-    cuts: list[tuple[int, float]] = []
-    while len(cuts) < most and np.isfinite(least).any():
-        place = int(least.argmin())
-        cuts.append((place, SLANTS[int(costs[:, place].argmin())]))
-        least[max(0, place - margin) : place + margin + 1] = np.inf
-    if not cuts:
-        return [mark]
-    piece = np.zeros(mask.shape, np.int32)
-    for place, slant in cuts:
-        piece += x + slant * y >= place
-    through = [0.0, *(float(costs[:, place].min()) / height for place, _ in sorted(cuts))]
-    pieces = [Mark(mark.left, mark.top, mark.ink * (piece == number), cut) for number, cut in enumerate(through)]
-    return [tight(each) for each in pieces if each.ink.any()]
+def _usual_height(marks: Sequence[Mark]) -> float:
+    """Return the height of the page's digits: the one that the most digits nearly have."""
+    heights = np.array([mark.height for mark in marks if mark.probability >= 0.5], float)
+    if not len(heights):
+        return float(max((mark.height for mark in marks), default=0))
+    # are_alike[i, j]: digits i and j nearly have the same height
+    are_alike = (heights <= 1.6 * heights[:, None]) & (heights >= heights[:, None] / 1.6)
+    # A share below 1 is added, so that of equal counts the largest height is chosen.
+    counts = are_alike.sum(axis=1) + heights / (heights.max() + 1)
+    return float(np.quantile(heights[are_alike[counts.argmax()]], 0.75))
 
 
-def _height(marks: Sequence[Mark]) -> float:
-    """Return the usual height of the page's digits: the one that the most digits nearly have."""
-    sure = np.array([len(mark.ink) for mark in marks if mark.likeness >= 0.5], float)
-    if not len(sure):
-        return float(max((len(mark.ink) for mark in marks), default=0))
-    alike = (sure <= 1.6 * sure[:, None]) & (sure >= sure[:, None] / 1.6)
-    counts = alike.sum(axis=1) + sure / (sure.max() + 1)  # of equal ones the largest
-    return float(np.quantile(sure[alike[counts.argmax()]], 0.75))
+def _grouped(marks: Sequence[Mark], usual: float) -> list[list[Mark]]:
+    """Group marks to lines from the top, each sorted from the left.
 
-
-def _lines_of(marks: Sequence[Mark], height: float) -> list[list[Mark]]:
-    """Group marks to lines from the top, each sorted from the left; pieces go to the line that is nearest."""
-    bodies = sorted((mark for mark in marks if mark.ink.shape[0] >= BODY * height), key=lambda mark: mark.middle[1])
+    A piece, lower than a digit, goes to the line that is nearest.
+    """
+    bodies = [mark for mark in marks if mark.height >= BODY * usual]
+    pieces = [mark for mark in marks if mark.height < BODY * usual]
     lines: list[list[Mark]] = []
-    for mark in bodies:
+    for mark in sorted(bodies, key=lambda mark: mark.middle[1]):
         if not lines or mark.middle[1] >= np.median([each.bottom for each in lines[-1]]):
             lines.append([])
         lines[-1].append(mark)
-    middles = [np.median([each.middle[1] for each in line]) for line in lines]
-    for mark in marks:
-        if mark.ink.shape[0] < BODY * height and lines:
-            nearest = int(np.argmin([abs(middle - mark.middle[1]) for middle in middles]))
-            lines[nearest].append(mark)
+    middles = np.array([np.median([mark.middle[1] for mark in line]) for line in lines])
+    for mark in pieces if lines else []:
+        nearest = int(np.abs(middles - mark.middle[1]).argmin())
+        lines[nearest].append(mark)
     return [sorted(line, key=lambda mark: mark.middle[0]) for line in lines]
 
 
-def _digits_of(line: Sequence[Mark], height: float) -> list[Mark]:
-    """Choose how the marks of a line make digits: so that the product of their probabilities is the largest."""
+def _digits_of(line: Sequence[Mark], usual: float) -> list[Mark]:
+    """Choose how the marks of a line make digits, so that these are the likeliest together."""
     pieces: list[Mark] = []
     losses: list[float] = []  # the cost of each piece if it belongs to no digit
     for mark in line:
-        is_wide = mark.likeness < 0.8 and mark.ink.shape[1] > 0.7 * height
-        cut = _cut(mark, height) if is_wide else [mark]
-        pieces += cut
-        losses += [PER_PIECE if len(cut) == 1 else PER_REJECT] * len(cut)
-    groups = _groups(pieces, height)
+        is_wide = mark.probability < 0.8 and mark.width > 0.7 * usual
+        parts = cut_apart(mark, usual) if is_wide else [mark]
+        pieces += parts
+        losses += [PER_PIECE if len(parts) == 1 else PER_REJECT] * len(parts)
+    groups = _groups(pieces, usual)
+    candidates = detected([joined(pieces[start:stop]) for start, stop in groups])
     # best[n]: the cost of the first n pieces, and the digits that they make
     best: list[tuple[float, list[Mark]]] = [(0.0, []), *[(math.inf, [])] * len(pieces)]
-    for (start, stop), mark in zip(groups, judged([joined(pieces[a:b]) for a, b in groups]), strict=True):
+    for (start, stop), mark in zip(groups, candidates, strict=True):
         cost, digits = best[start]
-        if len(mark.ink) < max(PIECE * height, 0.4 * mark.ink.shape[1]):
+        if mark.height < max(PIECE * usual, 0.4 * mark.width):
             cost += sum(losses[start:stop])
         else:
-            cost += PER_DIGIT + min(PER_REJECT, -math.log(mark.likeness + 1e-6)) + PER_CUT * pieces[start].cut
+            surprise = min(PER_REJECT, -math.log(mark.probability + 1e-6))
+            cost += PER_DIGIT + surprise + PER_CUT * pieces[start].cut
             digits = [*digits, mark]
         if cost < best[stop][0]:
             best[stop] = cost, digits
     return best[-1][1]
 
 
-def _groups(pieces: Sequence[Mark], height: float) -> list[tuple[int, int]]:
+def _groups(pieces: Sequence[Mark], usual: float) -> list[tuple[int, int]]:
     """Return which runs of pieces, from start to stop, may be one digit."""
     groups = []
     for start, first in enumerate(pieces):
@@ -155,7 +239,7 @@ def _groups(pieces: Sequence[Mark], height: float) -> list[tuple[int, int]]:
             gap = max(mark.left - right, 0) + max(mark.top - bottom, top - mark.bottom, 0)
             right, left = max(right, mark.right), min(left, mark.left)
             top, bottom = min(top, mark.top), max(bottom, mark.bottom)
-            if gap > GAP * height or right - left > 1.5 * height or bottom - top > 1.8 * height:
+            if gap > GAP * usual or right - left > 1.5 * usual or bottom - top > 1.8 * usual:
                 break
             groups.append((start, stop + 1))
     return groups

@@ -1,40 +1,26 @@
-"""From a picture to its ink: how strongly each pixel is inked, whatever the paper, the pen and the light."""
+"""From a page to its ink, whatever the paper, the pen and the light."""
 
 import math
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-MIN_CONTRAST = 16  # of 255 grey levels between ink and paper; a page with less is empty
+from mnist_lightning.pictures.read import MIN_CONTRAST, Pixels
+
 NOISE = 5.0  # standard deviations of the paper's grey that still count as paper
+BEYOND_ONE = 0.317  # the share of a normal distribution beyond one standard deviation
 EVEN = 0.1  # of the contrast: how much the grey of evenly lit paper varies
-HEADROOM = 24  # grey levels
+HEADROOM = 24  # grey levels added before the ground is subtracted: keeps noise darker than it
 STRONG = 0.9  # the quantile of the ink that counts as full ink
 EDGE = 0.2  # of the ink's strength, where a stroke's anti-aliased edge ends
 
-Pixels = NDArray[np.uint8]
-
-
-def grey_levels(picture: Pixels) -> Pixels:
-    """Return the luminance ``(H, W)``, with a suitable paper where the picture is transparent."""
-    channels = picture.shape[2] if picture.ndim == 3 else 1
-    if channels == 1:
-        return picture
-    grey = picture[..., 0] if channels == 2 else cv2.cvtColor(picture[..., :3], cv2.COLOR_RGB2GRAY)
-    alpha = picture[..., -1]
-    if channels == 3 or alpha.min() == 255:
-        return np.ascontiguousarray(grey)
-    opaque = alpha > 127
-    level = float(grey[opaque].mean()) if opaque.any() else 0.0
-    # Ink without paper gets a paper that it stands out from; a picture with transparent margins gets more of its own.
-    paper = level if opaque.mean() > 0.5 else 255.0 if level < 128 else 0.0
-    weight = alpha / np.float32(255)
-    return (grey * weight + paper * (1 - weight)).round().astype(np.uint8)
-
 
 def find_ink(grey: Pixels) -> tuple[Pixels, Pixels] | None:
-    """Return how strongly each pixel is inked, 0-255, and a mask of the ink, 0 or 1, or None for an empty page."""
+    """Return how strongly each pixel is inked.
+
+    Returns:
+        The ink ``(H, W)``, 0-255, and its mask ``(H, W)``, 0 or 1; None for an empty page.
+    """
     if np.ptp(grey) < MIN_CONTRAST:
         return None
     work = grey if _is_light_on_dark(grey) else cv2.bitwise_not(grey)
@@ -45,13 +31,14 @@ def find_ink(grey: Pixels) -> tuple[Pixels, Pixels] | None:
     otsu = int(cv2.threshold(ink, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[0])
     histogram = cv2.calcHist([ink], [0], None, [256], [0, 256]).ravel()
     below = histogram.cumsum()  # below[v]: pixels of at most v
-    # The paper is the most frequent grey below the ink's, or rather the median about it, since a mode is noisy.
+    # The paper is the most frequent grey below the ink's, or rather the median about it, since a
+    # mode is noisy.
     mode = int(np.convolve(histogram, np.ones(5), "same")[: otsu + 1].argmax())
     reach = (otsu - mode) // 2
     darker = below[mode - reach - 1] if mode > reach else 0
     paper = int(np.searchsorted(below, (darker + below[mode + reach]) / 2))
     # The paper's standard deviation, measured below its grey: above it there is ink.
-    noise = NOISE * (paper - int(np.searchsorted(below, 0.317 * below[paper])))
+    noise = NOISE * (paper - int(np.searchsorted(below, BEYOND_ONE * below[paper])))
     least = min(255, round(max(otsu, paper + noise)))
     inked = below[-1] - below[least]
     strength = int(np.searchsorted(below, below[least] + STRONG * inked)) - paper
@@ -63,7 +50,7 @@ def find_ink(grey: Pixels) -> tuple[Pixels, Pixels] | None:
 
 
 def _is_light_on_dark(grey: Pixels) -> bool:
-    """Return whether the ink is lighter than the paper: ink differs from its surroundings the most."""
+    """Return whether the ink is lighter than the paper; it differs from its surroundings most."""
     if max(grey.shape) > 256:
         grey = cv2.resize(grey, (256, 256), interpolation=cv2.INTER_AREA)
     window = max(3, min(grey.shape) // 2)
@@ -73,22 +60,23 @@ def _is_light_on_dark(grey: Pixels) -> bool:
 
 
 def _without_ground(work: Pixels) -> Pixels:
-    """Subtract the paper's grey where the light on it is uneven; the ink must be lighter than the paper."""
+    """Subtract the paper's grey if the light on it is uneven; the ink must be lighter."""
     unevenness = _unevenness(work)
     if unevenness <= EVEN:
         return work
     if unevenness == math.inf:
-        # Remove what is thinner than a third of the picture: the paper's grey, also across a shadow's edge.
+        # Remove what is thinner than a third of the picture: the paper's grey, also across a
+        # shadow's edge.
         window = 2 * (min(work.shape) // 6) + 1
-        ground = cv2.blur(cv2.morphologyEx(work, cv2.MORPH_OPEN, np.ones((window, window), np.uint8)), (5, 5))
+        opened = cv2.morphologyEx(work, cv2.MORPH_OPEN, np.ones((window, window), np.uint8))
+        ground = cv2.blur(opened, (5, 5))
     else:
         ground = _smooth_ground(work)
-    # The headroom keeps noise that is darker than the ground.
     return np.asarray(cv2.subtract(cv2.convertScaleAbs(work, beta=HEADROOM), ground))
 
 
 def _unevenness(work: Pixels) -> float:
-    """Return the standard deviation of the paper's grey as a share of the ink's contrast with it."""
+    """Return the standard deviation of the paper's grey as a share of the ink's contrast."""
     _, ink = cv2.threshold(work, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     contrast = cv2.mean(work, ink)[0] - cv2.mean(work, 1 - ink)[0]
     # A mark thicker than any stroke is a shadow.
@@ -96,22 +84,26 @@ def _unevenness(work: Pixels) -> float:
         return math.inf
     if max(work.shape) > 64:
         work = cv2.resize(work, (64, 64), interpolation=cv2.INTER_AREA)
-    half = np.ones([side // 2 + 1 for side in work.shape], np.uint8)  # any half of a picture shows some paper
+    height, width = work.shape
+    half = np.ones((height // 2 + 1, width // 2 + 1), np.uint8)  # each half shows some paper
     ground = cv2.morphologyEx(work, cv2.MORPH_OPEN, half)
     return float(cv2.meanStdDev(ground)[1][0, 0]) / contrast
 
 
 def _smooth_ground(work: Pixels) -> Pixels:
-    """Fit a quadratic surface to the paper and ignore what is lighter; return 0 if the paper has another shape."""
+    """Fit a quadratic surface to the paper, ignoring what is lighter; 0 if it has another shape."""
     y, x = np.mgrid[-1:1:32j, -1:1:32j].reshape(2, -1)
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
-    values = cv2.resize(work, (32, 32), interpolation=cv2.INTER_AREA).ravel().astype(np.float64)
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)  # (1024, 6)
+    small = cv2.resize(work, (32, 32), interpolation=cv2.INTER_AREA)
+    values = small.ravel().astype(np.float64)  # (1024,)
     paper = np.ones(values.shape, bool)
     for _ in range(5):
-        surface = terms @ np.linalg.lstsq(terms[paper], values[paper], rcond=None)[0]
+        factors = np.linalg.lstsq(terms[paper], values[paper], rcond=None)[0]
+        surface = terms @ factors
         rest = values - surface
         paper = rest <= np.quantile(rest, 0.7)
+    # Light is smooth: otherwise these are the soft edges of a digit that fills the picture.
     if rest[paper].var() > 0.2 * values[paper].var():
-        surface[:] = 0  # light is smooth: these are the soft edges of a digit that fills the picture
+        surface[:] = 0
     surface = surface.clip(0, 255).round().astype(np.uint8).reshape(32, 32)
     return np.asarray(cv2.resize(surface, work.shape[::-1], interpolation=cv2.INTER_LINEAR))

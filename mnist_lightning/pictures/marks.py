@@ -1,44 +1,63 @@
-"""Marks: ink that hangs together, and how much it looks like a digit."""
+"""Marks, ink that hangs together: find, join and cut them, and ask the detector about them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from mnist_lightning.pictures.ink import Pixels
-from mnist_lightning.pictures.judge import judge
+from mnist_lightning.pictures.detector import NO_DIGIT, SIDE, detect, prepared
+from mnist_lightning.pictures.read import Pixels
 
 MAX_MARKS = 2_000  # a texture has more
-DIGIT_SIDE = 20  # MNIST: digits scaled into 20x20, their centre of mass at the centre of 28x28
-SIDE = 28
-THIN = 1.7  # pixels of 28: a stroke thinner than any of MNIST's is drawn as wide as
-WIDE = 2.4  # most of them
+MAX_CUTS = 20  # of one mark
+CUTS_PER_HEIGHT = 9  # of a mark as wide as a digit is high: more than it can need
+SLANTS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # of a cut: pixels to the left for each one down
 
 
-class Mark(NamedTuple):
+@dataclass(eq=False)
+class Mark:
     """Ink that hangs together: a digit, a piece of one, several, or something else."""
 
     left: int
     top: int
     ink: Pixels  # (h, w), 0 where it is not this mark's
     cut: float = 0.0  # how much ink was cut through at its left, as a share of the digits' height
-    likeness: float = -1.0  # the judge's probability of its likeliest digit; -1 before it is judged
+    is_detected: bool = False  # whether it has the following two
+    image: Pixels = field(init=False)  # (28, 28), what a network sees
+    probabilities: NDArray[np.float32] = field(init=False)  # (11,), the detector's
 
-    @property
+    @cached_property
+    def probability(self) -> float:
+        """Of the likeliest digit."""
+        return float(self.probabilities[:NO_DIGIT].max())
+
+    @cached_property
     def mask(self) -> Pixels:
         """1 where there is ink."""
         return np.asarray(cv2.threshold(self.ink, 0, 1, cv2.THRESH_BINARY)[1])
 
     @property
+    def height(self) -> int:
+        """In pixels."""
+        return len(self.ink)
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        return int(self.ink.shape[1])
+
+    @property
     def right(self) -> int:
         """Exclusive."""
-        return self.left + int(self.ink.shape[1])
+        return self.left + self.width
 
     @property
     def bottom(self) -> int:
         """Exclusive."""
-        return self.top + int(self.ink.shape[0])
+        return self.top + self.height
 
     @property
     def middle(self) -> tuple[float, float]:
@@ -46,76 +65,32 @@ class Mark(NamedTuple):
         return (self.left + self.right) / 2, (self.top + self.bottom) / 2
 
 
-def centred(crop: Pixels) -> Pixels:
-    """Scale a digit's longest side to 20 pixels, and put its centre of mass at the centre of 28x28, as MNIST's are.
-
-    Strokes thinner than any of MNIST's become as wide as most of them.
-
-    Args:
-        crop: A digit ``(h, w)``, white on black, without a margin.
-
-    Returns:
-        ``(28, 28)``.
-    """
-    crop = _thickened(crop)
-    height, width = crop.shape
-    factor = DIGIT_SIDE / max(width, height)
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    crop = cv2.resize(crop, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
-    mass = cv2.moments(crop)
-    total = mass["m00"] or 1.0  # a hairline across a page may have faded away
-    x = min(max(round(SIDE / 2 - mass["m10"] / total), 0), SIDE - size[0])
-    y = min(max(round(SIDE / 2 - mass["m01"] / total), 0), SIDE - size[1])
-    pixels = np.zeros((SIDE, SIDE), np.uint8)
-    pixels[y : y + size[1], x : x + size[0]] = crop
-    return pixels
-
-
-def _thickened(crop: Pixels) -> Pixels:
-    """Return a digit whose strokes are not too thin for 28x28 pixels."""
-    ink = cv2.threshold(crop, 96, 1, cv2.THRESH_BINARY)[1]
-    inked = cv2.countNonZero(ink)
-    if not inked:
-        return crop
-    factor = DIGIT_SIDE / max(crop.shape)
-    distances = cv2.distanceTransform(cv2.copyMakeBorder(ink, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_C, 3)
-    stroke = max(1.0, 4 * cv2.sumElems(distances)[0] / inked - 2)  # a stroke of n pixels has distances up to n / 2
-    if stroke * factor >= THIN:
-        return crop
-    fine = min(1, 4 * factor)  # large crops are shrunk first
-    crop = cv2.resize(crop, [max(1, round(side * fine)) for side in crop.shape[::-1]], interpolation=cv2.INTER_AREA)
-    wider = max(1, round(WIDE / factor * fine - stroke * fine))
-    crop = cv2.copyMakeBorder(crop, wider, wider, wider, wider, cv2.BORDER_CONSTANT)
-    crop = cv2.dilate(crop, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (wider + 1, wider + 1)))
-    return tight(Mark(0, 0, cv2.convertScaleAbs(crop, alpha=255 / max(1, crop.max())))).ink
-
-
-def tight(mark: Mark) -> Mark:
-    """Return a mark without empty rows and columns."""
-    left, top, width, height = cv2.boundingRect(mark.ink)
-    return Mark(mark.left + left, mark.top + top, mark.ink[top : top + height, left : left + width], mark.cut)
-
-
 def connected(ink: Pixels, mask: Pixels, left: int = 0, top: int = 0, least: int = 1) -> list[Mark]:
-    """Return the marks of a mask, but for those whose longer side is shorter than ``least`` pixels."""
+    """Return the marks of a mask whose longer side has at least ``least`` pixels."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    big = 1 + np.flatnonzero(stats[1:, 2:4].max(axis=1) >= least)
+    big = 1 + np.flatnonzero(stats[1:, 2:4].max(axis=1) >= least)  # label 0 is the paper
     if len(big) > MAX_MARKS:
-        big = big[np.argsort(-stats[big, 4])[:MAX_MARKS]]
+        big = big[np.argsort(-stats[big, cv2.CC_STAT_AREA])[:MAX_MARKS]]
     marks = []
     for label in big:
-        x, y, w, h = (int(value) for value in stats[label, :4])
-        own = labels[y : y + h, x : x + w] == label
-        marks.append(Mark(left + x, top + y, ink[y : y + h, x : x + w] * own))
+        x, y, width, height = stats[label, :4].tolist()
+        own = labels[y : y + height, x : x + width] == label
+        marks.append(Mark(left + x, top + y, ink[y : y + height, x : x + width] * own))
     return marks
 
 
-def judged(marks: Sequence[Mark]) -> list[Mark]:
-    """Return the marks with their likeness; those that have been judged keep theirs."""
-    images = [centred(mark.ink) for mark in marks if mark.likeness < 0]
-    answers = judge(np.array(images, np.uint8).reshape(-1, SIDE, SIDE))[:, :10]  # without "no digit"
-    fresh = iter(answers.max(axis=1).tolist())
-    return [mark if mark.likeness >= 0 else Mark(*mark[:-1], next(fresh)) for mark in marks]
+def detected(marks: Sequence[Mark]) -> Sequence[Mark]:
+    """Give marks their image and the detector's probabilities, if they have none yet."""
+    fresh = [mark for mark in marks if not mark.is_detected]
+    images = stacked([prepared(mark.ink) for mark in fresh])
+    for mark, image, row in zip(fresh, images, detect(images), strict=True):
+        mark.image, mark.probabilities, mark.is_detected = image, row, True
+    return marks
+
+
+def stacked(images: Sequence[Pixels]) -> Pixels:
+    """Return images ``(28, 28)`` as one array ``(N, 28, 28)``, also if there is none."""
+    return np.array(images, np.uint8).reshape(-1, SIDE, SIDE)
 
 
 def joined(marks: Sequence[Mark]) -> Mark:
@@ -129,3 +104,57 @@ def joined(marks: Sequence[Mark]) -> Mark:
         place = slice(mark.top - top, mark.bottom - top), slice(mark.left - left, mark.right - left)
         ink[place] = np.maximum(ink[place], mark.ink)
     return Mark(left, top, ink)
+
+
+def cut_apart(mark: Mark, height: float) -> list[Mark]:
+    """Cut a mark where the least ink is in the way, into more pieces than it can have digits.
+
+    Args:
+        mark: Perhaps several digits that touch.
+        height: The usual one of the page's digits.
+    """
+    costs = np.array([_ink_along(mark, slant) for slant in SLANTS])  # (slants, w)
+    cuts = _cheapest(costs, height, min(MAX_CUTS, int(CUTS_PER_HEIGHT * mark.width / height)))
+    if not cuts:
+        return [mark]
+    y, x = np.mgrid[: mark.height, : mark.width]  # (h, w) each
+    y = y - mark.height / 2
+    number = np.zeros(
+        mark.ink.shape, np.int32
+    )  # of the piece that a pixel belongs to, from the left
+    for place, slant in cuts:
+        number[x + slant * y >= place] += 1
+    pieces = [Mark(mark.left, mark.top, mark.ink * (number == 0))]
+    for index, (place, _) in enumerate(sorted(cuts), 1):
+        through = float(costs[:, place].min()) / height
+        pieces.append(Mark(mark.left, mark.top, mark.ink * (number == index), through))
+    return [_tight(piece) for piece in pieces if piece.ink.any()]
+
+
+def _ink_along(mark: Mark, slant: float) -> NDArray[np.uint64]:
+    """Return for each column ``(w,)`` the pixels of ink on the slanted line through its middle."""
+    # Sheared by the slant, such a line is a column.
+    shear = np.array([[1, slant, -slant * mark.height / 2], [0, 1, 0]])
+    moved = cv2.warpAffine(mark.mask, shear, (mark.width, mark.height))  # (h, w)
+    return np.asarray(moved.sum(axis=0))
+
+
+def _cheapest(costs: NDArray[np.uint64], height: float, most: int) -> list[tuple[int, float]]:
+    """Return the columns and slants of the cheapest cuts, not too near to one another."""
+    margin = max(2, round(0.05 * height))
+    least = costs.min(axis=0).astype(np.float64)  # (w,)
+    least[:margin] = np.inf
+    least[len(least) - margin :] = np.inf
+    cuts: list[tuple[int, float]] = []
+    while len(cuts) < most and np.isfinite(least).any():
+        place = int(least.argmin())
+        cuts.append((place, SLANTS[int(costs[:, place].argmin())]))
+        least[max(0, place - margin) : place + margin + 1] = np.inf
+    return cuts
+
+
+def _tight(mark: Mark) -> Mark:
+    """Return a mark without empty rows and columns."""
+    left, top, width, height = cv2.boundingRect(mark.ink)
+    ink = mark.ink[top : top + height, left : left + width]
+    return Mark(mark.left + left, mark.top + top, ink, mark.cut)

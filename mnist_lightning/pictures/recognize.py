@@ -1,12 +1,7 @@
 """Recognize the digits in pictures with any network that takes MNIST's images."""
 
-import csv
-import io
-import shutil
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -15,27 +10,28 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mnist_lightning.errors import InputError, printable
-from mnist_lightning.files import open_atomic, write_atomic
-from mnist_lightning.models.classify import classify
-from mnist_lightning.pictures.judge import judge
-from mnist_lightning.pictures.prepare import Box, Found, find_digits
-from mnist_lightning.pictures.read import read_picture, surroundings
-from mnist_lightning.report.display import show_digits
+from mnist_lightning.errors import InputError
+from mnist_lightning.inference import classify
+from mnist_lightning.pictures.detector import NO_DIGIT
+from mnist_lightning.pictures.digits import Box, Found, find_digits
+from mnist_lightning.pictures.marks import stacked
+from mnist_lightning.pictures.read import Pixels, read_picture
+from mnist_lightning.report.blocks import Card, Gallery
 
-FILES_AT_ONCE = 256
+AT_ONCE = 256  # files whose digits are classified together
+COPIES_AT_ONCE = 8  # the same where pictures are kept for copies: each may have 8 MB
+CARDS = 60  # that a notebook shows of a picture
+COPY_LEAST, COPY_MOST = 400, 1600  # pixels of the longer side of a copy
 WORTH_A_PROCESS = 500  # files; for fewer, starting it takes longer than reading them
-SHOWN = 40  # digits in pictures.png
-ANNOTATED = 100  # pictures that get a copy with what was read
 CERTAIN = 0.98  # the least confidence of the network for a certain digit
-NO_DIGIT = 0.3  # the judge's probability of "no digit" from which a find is doubtful
-SIZES = (0.7, 1.3)  # a find much lower or higher than the page's other digits is doubtful: a letter, a bracket
-TABLE, CARDS, COPIES = "pictures.csv", "pictures.png", "pictures"
-COLUMNS = ["file", "line", "number", "text", "digit", "certain", "confidence", "runner_up", "runner_up_confidence"]
-COLUMNS += ["left", "top", "right", "bottom"]
+DOUBTFUL = 0.3  # the detector's probability of "no digit" from which a find is doubtful
+# A find lower or higher than these shares of the page's other digits is doubtful: a letter, a
+# bracket.
+LOWEST, HIGHEST = 0.7, 1.3
 
 Picture = str | Path | NDArray[np.uint8]
 
@@ -47,8 +43,8 @@ class Digit(NamedTuple):
     confidence: float  # the probability of ``digit``
     probabilities: NDArray[np.float32]  # (10,)
     box: Box  # left, top, right, bottom in the picture's pixels; right and bottom are exclusive
-    pixels: NDArray[np.uint8]  # (28, 28), what the network saw
-    certain: bool  # the network is sure, the judge sees the same digit, and it is as high as the page's others
+    pixels: Pixels  # (28, 28), what the network saw
+    certain: bool  # the network is sure, the detector agrees, and it is as high as the others
     line: int  # of the page, from 1
     number: int  # within the line, from 1: the digits without a wide gap between them
 
@@ -56,8 +52,19 @@ class Digit(NamedTuple):
         """Return the digit, with a question mark if it is doubtful."""
         return f"{self.digit}" if self.certain else f"{self.digit}?"
 
+    def card(self, new_row: bool = False) -> Card:
+        """Return what a page or a notebook shows of the digit."""
+        return Card(
+            self.pixels,
+            str(self),
+            f"{self.confidence:.1%}",
+            flagged=not self.certain,
+            probabilities=self.probabilities,
+            new_row=new_row,
+        )
+
     def _repr_html_(self) -> str:
-        return show_digits([self])
+        return Gallery([self.card()])._repr_html_()
 
 
 class Reading(list[Digit]):
@@ -66,23 +73,26 @@ class Reading(list[Digit]):
     @property
     def text(self) -> str:
         """Its lines; between two numbers is a blank, and after a doubtful digit a question mark."""
-        return "\n".join(
-            " ".join("".join(map(str, number)) for _, number in groupby(line, lambda digit: digit.number))
-            for _, line in groupby(self, lambda digit: digit.line)
-        )
+        lines = []
+        for _, line in groupby(self, lambda digit: digit.line):
+            numbers = groupby(line, lambda digit: digit.number)
+            lines.append(" ".join("".join(map(str, digits)) for _, digits in numbers))
+        return "\n".join(lines)
+
+    def gallery(self, most: int = CARDS) -> Gallery:
+        """Return cards of the first digits, each line of the page in a row of its own."""
+        cards, line = [], 1
+        for digit in self[:most]:
+            cards.append(digit.card(new_row=digit.line > line))
+            line = digit.line
+        is_whole = len(cards) == len(self)
+        caption = "" if is_whole else f"The first {len(cards)} of {len(self):,} digits"
+        return Gallery(cards, caption)
 
     def _repr_html_(self) -> str:
-        return show_digits(self, self.text or "no digit found")
+        from mnist_lightning.report.pages import notebook  # here, since Jinja takes a while
 
-
-class Written(NamedTuple):
-    """What ``write_digits`` found and wrote."""
-
-    pictures: int
-    digits: int
-    doubtful: int  # of the digits
-    failures: int  # pictures without a digit
-    written: list[Path]
+        return notebook([self.gallery()], self.text or "no digit found")
 
 
 @overload
@@ -93,185 +103,143 @@ def recognize(net: nn.Module, pictures: Picture | Sequence[Picture]) -> Reading 
     """Find and classify the digits of one picture or of several.
 
     Args:
-        net: From ``(B, 1, 28, 28)`` in [0, 1] to logits ``(B, 10)``, on any device and in any floating dtype. It is
-            in evaluation mode during the call.
-        pictures: A picture, or a list of them: a file, or a uint8 array, grey ``(H, W)``, grey with alpha
-            ``(H, W, 2)``, RGB ``(H, W, 3)`` or RGBA ``(H, W, 4)``.
+        net: From ``(B, 1, 28, 28)`` in [0, 1] to logits ``(B, 10)``, on any device and in any
+            floating dtype. It is in evaluation mode during the call.
+        pictures: A picture, or a list of them: a file, or a uint8 array, grey ``(H, W)``, grey with
+            alpha ``(H, W, 2)``, RGB ``(H, W, 3)`` or RGBA ``(H, W, 4)``.
 
     Returns:
-        The digits of the picture in reading order, none for an empty page, and their ``text``; for a list of pictures a
-        list of these.
+        The digits of the picture in reading order, none for an empty page, and their ``text``; for
+        a list of pictures a list of these.
 
     Raises:
         InputError: If a picture cannot be read; the message names its file.
     """
     if isinstance(pictures, str | Path | np.ndarray):
         return recognize(net, [pictures])[0]
-    found = [_find(picture) for picture in pictures]
-    for picture, reason in zip(pictures, found, strict=True):
-        if isinstance(reason, str):
-            raise InputError(reason if isinstance(picture, np.ndarray) else f"cannot read {picture}: {reason}")
-    return _classify(net, found)
+    found = []
+    for picture in pictures:
+        if isinstance(picture, np.ndarray):
+            found.append(find_digits(picture))
+            continue
+        try:
+            found.append(find_digits(read_picture(picture)))
+        except InputError as error:
+            raise InputError(f"cannot read {picture}: {error}") from error
+    return readings(found, classify(net, images_of(found)))
 
 
-def _find(picture: Picture) -> list[Found] | str:
-    """Return what is found in a picture, or why it cannot be read."""
-    try:
-        return find_digits(picture if isinstance(picture, np.ndarray) else read_picture(picture))
-    except InputError as error:
-        return str(error)
-
-
-def _classify(net: nn.Module, pictures: Sequence[list[Found] | str]) -> list[Reading]:
-    """Classify what is found in each picture; a picture that cannot be read has no digits."""
-    lists = [[] if isinstance(found, str) else found for found in pictures]
-    images = pixels_of(lists)
-    return readings(lists, classify(net, images), judge(images))
-
-
-def pixels_of(pictures: Sequence[Sequence[Found]]) -> NDArray[np.uint8]:
+def images_of(pictures: Sequence[Sequence[Found]]) -> Pixels:
     """Return the images ``(N, 28, 28)`` of all digits that were found in pictures."""
-    images = [digit.pixels for found in pictures for digit in found]
-    return np.array(images, np.uint8).reshape(-1, 28, 28)
+    return stacked([digit.pixels for found in pictures for digit in found])
 
 
 def readings(
-    pictures: Sequence[Sequence[Found]], probabilities: NDArray[np.float32], opinions: NDArray[np.float32]
+    pictures: Sequence[Sequence[Found]], probabilities: NDArray[np.float32]
 ) -> list[Reading]:
     """Return the digits of each picture.
 
     Args:
         pictures: What was found in each.
-        probabilities: The network's, for all ``pixels_of(pictures)``: ``(N, 10)``.
-        opinions: The judge's, ``(N, 11)``.
+        probabilities: The network's, for all ``images_of(pictures)``: ``(N, 10)``.
     """
-    rows = iter(zip(probabilities, opinions, strict=True))
-
-    def digit(found: Found, row: NDArray[np.float32], opinion: NDArray[np.float32]) -> Digit:
-        answer, confidence = int(row.argmax()), float(row.max())
-        certain = confidence >= CERTAIN and opinion[10] < NO_DIGIT and opinion[:10].argmax() == answer
-        certain &= SIZES[0] < found.size < SIZES[1]
-        return Digit(answer, confidence, row, found.box, found.pixels, bool(certain), found.line, found.number)
-
-    return [Reading(digit(found, *next(rows)) for found in each) for each in pictures]
+    rows = iter(probabilities)
+    return [Reading(_digit(found, next(rows)) for found in picture) for picture in pictures]
 
 
-def recognize_files(net: nn.Module, files: Sequence[str]) -> Iterator[tuple[str, Reading | str]]:
-    """Find and classify the digits of many files; on Linux one process per core reads on while the network works.
+def _digit(found: Found, probabilities: NDArray[np.float32]) -> Digit:
+    digit, confidence = int(probabilities.argmax()), float(probabilities.max())
+    second_opinion = int(found.probabilities[:NO_DIGIT].argmax())
+    is_digit = bool(found.probabilities[NO_DIGIT] < DOUBTFUL)
+    is_sized = LOWEST < found.size < HIGHEST
+    certain = confidence >= CERTAIN and is_digit and second_opinion == digit and is_sized
+    place = found.box, found.pixels, certain, found.line, found.number
+    return Digit(digit, confidence, probabilities, *place)
 
-    Memory does not grow with the number of files.
+
+class Copy(NamedTuple):
+    """A copy of a picture to draw on."""
+
+    image: Image.Image  # RGB, on white paper
+    scale: float  # the copy's pixels for each pixel of the picture
+
+
+class FileFound(NamedTuple):
+    """What was found in a picture file."""
+
+    digits: list[Found]
+    reason: str = ""  # why there is no digit
+    copy: Copy | None = None
+
+
+def recognize_files(
+    net: nn.Module, files: Sequence[str], copies: int = 0
+) -> Iterator[tuple[str, Reading | str, Copy | None]]:
+    """Find and classify the digits of many files.
+
+    On Linux, one process per core reads on while the network works. Memory does not grow with
+    the number of files.
 
     Args:
         net: As for ``recognize``.
         files: Paths of pictures.
+        copies: Of how many files, from the first, a copy is wanted.
 
     Yields:
-        Each file in order, with its digits, or with the reason why it has none.
+        Each file in order; its digits, or the reason why it has none; and its copy, if one is
+        wanted and it has digits.
     """
-    # Threads took three times as long for small files: Python's lock is held for most of the 300 us that each needs.
-    workers = torch.get_num_threads() if len(files) >= WORTH_A_PROCESS and sys.platform == "linux" else 0
-    fork, own = "fork" if workers else None, torch.Generator()  # torch's global generator keeps its state
-    settings: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": fork, "generator": own}
-    loader: DataLoader[Any] = DataLoader(files, FILES_AT_ONCE, collate_fn=_find_all, **settings)  # type: ignore[arg-type]
+    # Threads took three times as long for small files: Python's lock is held for most of the 300 us
+    # that each needs.
+    is_worth_it = len(files) >= WORTH_A_PROCESS and sys.platform == "linux"
+    workers = torch.get_num_threads() if is_worth_it else 0
+    settings: dict[str, Any] = {
+        "batch_size": None,  # the batches are made here
+        "num_workers": workers,
+        "multiprocessing_context": "fork" if workers else None,
+        "generator": torch.Generator(),  # torch's global generator keeps its state
+    }
+    with_copies = [(names, True) for names in _batches(files[:copies], COPIES_AT_ONCE)]
+    batches = with_copies + [(names, False) for names in _batches(files[copies:], AT_ONCE)]
+    loader: DataLoader[Any] = DataLoader(batches, collate_fn=_find_in_files, **settings)  # type: ignore[arg-type]
     threads = cv2.getNumThreads()
-    cv2.setNumThreads(1 if workers else threads)  # a process forked while OpenCV has threads waits for them forever
-    batches = iter(loader)
+    if workers:  # a process forked while OpenCV has threads waits for them forever
+        cv2.setNumThreads(1)
+    results = iter(loader)
     cv2.setNumThreads(threads)
-    for start, found in zip(range(0, len(files), FILES_AT_ONCE), batches, strict=True):
-        classified = _classify(net, found)
-        for file, reason, digits in zip(files[start : start + FILES_AT_ONCE], found, classified, strict=True):
-            yield file, reason if isinstance(reason, str) else digits or "no digit found"
+    for (names, _), found in zip(batches, results, strict=True):
+        lists = [each.digits for each in found]
+        read = readings(lists, classify(net, images_of(lists)))
+        for name, each, digits in zip(names, found, read, strict=True):
+            yield name, digits or each.reason, each.copy
 
 
-def _find_all(files: Sequence[str]) -> list[list[Found] | str]:
-    return [_find(file) for file in files]
+def _batches(files: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [files[start : start + size] for start in range(0, len(files), size)]
 
 
-def write_digits(folder: Path, files: Sequence[str], net: nn.Module) -> Written:
-    """Print and write the digits of picture files, as they come.
-
-    ``pictures.csv`` has a row for each digit, and for each file without one and why. ``pictures.png`` shows the first
-    40 digits: where each was found, what the network saw, and the three likeliest digits. ``pictures/`` has a copy of
-    each of the first 100 pictures with a box around each digit.
-
-    Args:
-        folder: The folder to write to; on an exception its tables stay as they were.
-        files: Paths of pictures.
-        net: As for ``recognize``.
-    """
-    shown: list[tuple[str, Reading]] = []
-    digits = doubtful = failures = 0
-    width = min(60, max((len(printable(file)) for file in files), default=0))
-    folder.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings(), open_atomic(folder / TABLE) as file:
-        warnings.filterwarnings("ignore", module="PIL")  # the table reports damaged files
-        # A file name that is not UTF-8 keeps its bytes.
-        text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow([*COLUMNS, *(f"p{digit}" for digit in range(10)), "error"])
-        _print(f"{'file':<{width}}  line  confidence  digits")
-        for name, found in recognize_files(net, files):
-            start = f"{printable(name):<{width}}"
-            if isinstance(found, str):
-                failures += 1
-                _print(f"{start}     -           -  {found}")
-                table.writerow([name, *[""] * (len(COLUMNS) + 9), found])
-                continue
-            digits += len(found)
-            doubtful += sum(not digit.certain for digit in found)
-            if len(shown) < ANNOTATED:
-                shown.append((name, found))
-            lines = found.text.split("\n")
-            for digit in found:
-                second = int(np.argsort(-digit.probabilities, kind="stable")[1])
-                shares = digit.confidence, float(digit.probabilities[second]), *digit.probabilities.tolist()
-                sure, less, *each = (f"{share:.9g}" for share in shares)  # nine digits keep a float32 exactly
-                place = digit.line, digit.number, lines[digit.line - 1]
-                table.writerow(
-                    [name, *place, digit.digit, int(digit.certain), sure, second, less, *digit.box, *each, ""]
-                )
-            for number, line in enumerate(lines, 1):
-                least = min(digit.confidence for digit in found if digit.line == number)
-                _print(f"{start}  {number:>4}  {least:>10.1%}  {line}")
-        text.detach()  # writes what it holds
-    drawn = [*_write_cards(folder / CARDS, shown, digits), *_write_copies(folder / COPIES, shown)]
-    return Written(len(files), digits, doubtful, failures, [folder / TABLE, *drawn])
+def _find_in_files(batch: tuple[Sequence[str], bool]) -> list[FileFound]:
+    files, keeps_copies = batch
+    return [_find_in_file(file, keeps_copies) for file in files]
 
 
-def _print(line: str) -> None:
-    """Print a line; characters that the terminal lacks become their codes."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(line.encode(encoding, "backslashreplace").decode(encoding))
+def _find_in_file(file: str, keeps_copy: bool) -> FileFound:
+    try:
+        picture = read_picture(file)
+        digits = find_digits(picture)
+    except InputError as error:
+        return FileFound([], str(error))
+    if not digits:
+        return FileFound([], "no digit found")
+    return FileFound(digits, copy=_copy(picture) if keeps_copy else None)
 
 
-def _write_cards(path: Path, shown: Sequence[tuple[str, Reading]], total: int) -> list[Path]:
-    from mnist_lightning.report import figures, figures_pictures  # matplotlib takes a while to import
-
-    path.unlink(missing_ok=True)
-    cards: list[figures_pictures.FoundDigit] = []
-    for file, digits in shown[:SHOWN]:
-        with suppress(InputError):  # the file is read again rather than kept in memory, and may be gone
-            picture = read_picture(file)
-            for digit in digits[: SHOWN - len(cards)]:
-                part, box = surroundings(picture, digit.box)
-                cards.append(
-                    figures_pictures.FoundDigit(file, part, box, digit.pixels, digit.probabilities, digit.certain)
-                )
-    if not cards:
-        return []
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+")  # a name in a script that the font lacks
-        figures.save(figures_pictures.found_digits(cards, total), path)
-    return [path]
-
-
-def _write_copies(folder: Path, shown: Sequence[tuple[str, Reading]]) -> list[Path]:
-    from mnist_lightning.report.figures_pictures import annotated
-
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
-    for number, (file, digits) in enumerate(shown, 1):
-        with suppress(InputError):
-            copy = annotated(read_picture(file), [(digit.box, str(digit), digit.certain) for digit in digits])
-            folder.mkdir(exist_ok=True)
-            write_atomic(folder / f"{number:03}_{Path(file).stem}.jpg", copy)
-    return [folder] if folder.exists() else []
+def _copy(picture: Pixels) -> Copy:
+    """Return a copy whose longer side has 400 to 1,600 pixels, so that it can be drawn on."""
+    image = Image.fromarray(picture)
+    scale = min(-(-COPY_LEAST // max(image.size)), COPY_MOST / max(image.size))
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    image = image.resize(size, reducing_gap=2)
+    paper = Image.new("RGB", size, "white")
+    paper.paste(image, mask=image.getchannel("A") if image.mode == "RGBA" else None)
+    return Copy(paper, scale)
