@@ -1,7 +1,7 @@
 """Cross-validation: each training image is predicted by networks that were not trained on it."""
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,11 +9,18 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 
-from mnist_lightning.data.base import DigitDataModule, Digits
+from mnist_lightning.classifier import DigitClassifier
+from mnist_lightning.data.base import DigitDataModule, Subset
 from mnist_lightning.errors import InputError
 from mnist_lightning.report.metrics import decide
-from mnist_lightning.studies.train import refuse, refuse_seen_images, shared_settings, study_folder, train_all
+from mnist_lightning.studies.train import (
+    refuse_seen_images,
+    study_folder,
+    train_all,
+    with_settings,
+)
 from mnist_lightning.training.run import Run
+from mnist_lightning.training.runs import LOG_DIR
 
 
 class CrossValidation(NamedTuple):
@@ -29,7 +36,7 @@ class CrossValidation(NamedTuple):
     class_names: Sequence[str]
 
     def suspects(self, top: int = 40) -> NDArray[np.int64]:
-        """Return the rows of images that were wrong in every repeat, those with the most confidence first.
+        """Return the rows of images that were wrong in every repeat, the most confident first.
 
         Many of them have a wrong label (Northcutt et al. 2021, "Confident Learning").
         """
@@ -39,100 +46,146 @@ class CrossValidation(NamedTuple):
 
 
 def cross_validate(
-    flags: Sequence[str] = (),
-    name: str = "crossval",
+    model: Callable[[], DigitClassifier],
+    data: DigitDataModule,
     *,
     folds: int = 5,
     repeats: int = 1,
     stratified: bool | None = None,
     split_seed: int | None = None,
-    seed: int | None = None,
+    seed: int = 42,
+    name: str = "crossval",
+    log_dir: str | Path = LOG_DIR,
+    config: str | None = None,
     callbacks: Sequence[Callback] = (),
+    **arguments: Any,
 ) -> CrossValidation:
-    """Train on all folds but one, for each fold, and predict the images of the one that is left out.
+    """Train on all folds but one, for each fold, and predict the images of the one left out.
 
-    Each fold is a run of its own in ``lightning_logs/NAME``; finished ones are read, stopped ones are resumed. The
-    best epoch of a run is chosen on the fold that is left out, so the accuracies are a little too high.
+    Each fold is a run of its own in ``lightning_logs/NAME``; finished ones are read, stopped ones
+    are resumed. The best epoch of a run is chosen on the fold that is left out, so the accuracies
+    are a little too high.
 
     Args:
-        flags: Those of ``fit``, such as ``["--config", "configs/fast.yaml"]``.
-        name: Name of the folder.
+        model: A function that makes the classifier, such as ``lambda: DigitClassifier(MLP())``.
+        data: The data module.
         folds: Number of folds, at least 2.
         repeats: How often the images are divided into folds, each time in another way.
-        stratified: Whether each fold has the same share of each digit; by default what the flags say.
-        split_seed: Seed of the first division, the next ones have the next seeds; by default that of the flags.
-        seed: Seed of the first fold's run, the next ones have the next seeds; by default that of the flags.
+        stratified: Whether each fold has the same share of each digit; by default what the data
+            module says.
+        split_seed: Seed of the first division, the next ones have the next seeds; by default that
+            of the data module.
+        seed: Seed of the first fold's run, the next ones have the next seeds.
+        name: Name of the folder.
+        log_dir: The folder of runs.
+        config: The content of ``config.yaml``, without the fold; by default the settings of the
+            objects.
         callbacks: Lightning callbacks of each run.
+        **arguments: Other arguments of ``mnist_lightning.fit``, such as ``max_epochs``.
 
     Raises:
-        InputError: If an argument is invalid, or the flags say something that a fold would overrule.
+        InputError: If an argument is invalid, or a fold would overrule what the data module says.
     """
     if folds < 2 or repeats < 1:
-        raise InputError(f"folds must be at least 2 and repeats at least 1, got {folds} and {repeats}")
-    data, own_seed = _check(flags, folds)
-    stratified = data.stratified if stratified is None else stratified
-    split_seed = data.split_seed if split_seed is None else split_seed
-    variations = _folds(folds, repeats, stratified, split_seed, own_seed if seed is None else seed)
-    accuracies, seconds = np.zeros((2, repeats, folds))
-    for index, run in enumerate(train_all(flags, study_folder(flags, name), variations, callbacks)):
+        raise InputError(
+            f"folds must be at least 2 and repeats at least 1, got {folds} and {repeats}"
+        )
+    _refuse_other_folds(data, folds)
+    shared = {"model": model, "data": data, **arguments}
+    refuse_seen_images(shared)
+    first_split = data.split_seed if split_seed is None else split_seed
+    runs = {}
+    for repeat in range(repeats):
+        for fold in range(folds):
+            own = {
+                "folds": folds,
+                "fold": fold,
+                "split_seed": first_split + repeat,
+                "stratified": data.stratified if stratified is None else stratified,
+            }
+            own_seed = seed + repeat * folds + fold
+            runs[f"repeat_{repeat}_fold_{fold}"] = {
+                **shared,
+                "data": data.copy_with(**own),
+                "seed": own_seed,
+                "config": with_settings(config, own_seed, own),
+            }
+    folder = study_folder(log_dir, name)
+    return _gather(train_all(folder, runs, callbacks), folder, (repeats, folds))
+
+
+def _refuse_other_folds(data: DigitDataModule, folds: int) -> None:
+    """Refuse a data module that says something that a fold would overrule."""
+    usual = inspect.signature(DigitDataModule).parameters | inspect.signature(type(data)).parameters
+    for name, own in {"folds": folds, "fold": 0, "val_fraction": 1 / folds}.items():
+        value = getattr(data, name)
+        if value not in (own, usual[name].default):
+            raise InputError(
+                f"data.{name} {value} would be overruled: each fold is validated in turn, so leave "
+                "it out, and use --folds and --stratified"
+            )
+
+
+def _gather(runs: Iterable[Run], folder: Path, shape: tuple[int, int]) -> CrossValidation:
+    """Return what the networks say about the images that they were not trained on.
+
+    Args:
+        runs: The run of each fold of each repeat.
+        folder: The folder of the study.
+        shape: The numbers of repeats and folds.
+    """
+    accuracies, seconds = np.zeros(shape), np.zeros(shape)
+    for index, run in enumerate(runs):
         held_out = _held_out(run)
         images, labels = held_out.arrays()
         rows = held_out.rows.numpy()
         if index == 0:
-            every = held_out.images.numpy(), np.asarray(held_out.labels)
-            probabilities, wrong = np.zeros((len(every[0]), 10)), np.zeros(len(every[0]), dtype=np.int64)
+            every_image, every_label = held_out.images.numpy(), np.asarray(held_out.labels)
+            probabilities = np.zeros((len(every_image), 10))
+            wrong = np.zeros(len(every_image), dtype=np.int64)
         predicted = run.predict(images)
-        probabilities[rows] += predicted.probabilities / repeats
+        probabilities[rows] += predicted.probabilities / shape[0]
         wrong[rows] += predicted.digits != labels
-        accuracies.flat[index], seconds.flat[index] = np.mean(predicted.digits == labels), run.record["fit_seconds"]
-    names = run.data.class_names
-    return CrossValidation(run.folder.parent, accuracies, seconds, *every, probabilities, wrong, names)
+        accuracies.flat[index] = np.mean(predicted.digits == labels)
+        seconds.flat[index] = run.record["fit_seconds"]
+        names = run.data.class_names
+    return CrossValidation(
+        folder, accuracies, seconds, every_image, every_label, probabilities, wrong, names
+    )
 
 
 def learning_curve(
-    sizes: Iterable[int], flags: Sequence[str] = (), name: str = "learning_curve", **arguments: Any
+    sizes: Iterable[int],
+    model: Callable[[], DigitClassifier],
+    data: DigitDataModule,
+    *,
+    name: str = "learning_curve",
+    config: str | None = None,
+    **arguments: Any,
 ) -> dict[int, NDArray[np.float64]]:
     """Return for each number of training images the accuracies of all folds, in [0, 1].
 
     Args:
         sizes: The numbers of training images.
-        flags: Those of ``fit``.
+        model: A function that makes the classifier.
+        data: The data module.
         name: How the names of the folders begin: ``NAME_100`` and so on.
+        config: The content of ``config.yaml``, without the fold and the size.
         **arguments: The others of ``cross_validate``.
+
+    Raises:
+        InputError: As ``cross_validate`` does.
     """
-    refuse(flags, ["data.train_size"], "a learning curve has the numbers of --train_sizes, so leave it out")
-    return {
-        size: cross_validate([*flags, "--data.train_size", str(size)], f"{name}_{size}", **arguments).accuracies.ravel()
-        for size in sorted(set(sizes))
-    }
+    found = {}
+    for size in sorted(set(sizes)):
+        smaller = data.copy_with(train_size=size)
+        changed = with_settings(config, arguments.get("seed", 42), {"train_size": size})
+        result = cross_validate(model, smaller, name=f"{name}_{size}", config=changed, **arguments)
+        found[size] = result.accuracies.ravel()
+    return found
 
 
-def _check(flags: Sequence[str], folds: int) -> tuple[DigitDataModule, int]:
-    """Refuse settings that a fold would overrule; return the data, and the seed of the runs."""
-    instead = "each fold is validated in turn, so leave it out, and use --folds and --stratified"
-    refuse(flags, ["data.folds", "data.fold", "data.stratified", "data.val_fraction"], instead)
-    cli = shared_settings(flags)
-    refuse_seen_images(cli)
-    usual = inspect.signature(DigitDataModule).parameters | inspect.signature(type(cli.datamodule)).parameters
-    for name, own in {"folds": folds, "fold": 0, "val_fraction": 1 / folds}.items():
-        if (value := cli.config.data.init_args.get(name, own)) not in (own, usual[name].default):
-            raise InputError(f"data.{name} {value} would be overruled: {instead}")
-    return cli.datamodule, cli.config_init.seed_everything
-
-
-def _folds(folds: int, repeats: int, stratified: bool, split_seed: int, seed: int) -> dict[str, list[str]]:
-    """Return the name and the flags of each fold's run."""
-    return {
-        f"repeat_{repeat}_fold_{fold}": [
-            *("--data.folds", str(folds), "--data.fold", str(fold), "--data.split_seed", str(split_seed + repeat)),
-            *("--data.stratified", str(stratified).lower(), "--seed_everything", str(seed + repeat * folds + fold)),
-        ]
-        for repeat in range(repeats)
-        for fold in range(folds)
-    }
-
-
-def _held_out(run: Run) -> Digits:
+def _held_out(run: Run) -> Subset:
     """Return the images that a fold's network was not trained on."""
     run.data.prepare_data()
     run.data.setup("fit")

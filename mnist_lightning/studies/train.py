@@ -1,132 +1,87 @@
-"""Train with the flags of ``fit``: the building block of the studies, and of the verb itself."""
+"""The runs of a study: each is trained, continued, or just read if it is finished."""
 
-import inspect
-import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
-from jsonargparse import Namespace
-from lightning.pytorch import Trainer
+import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 from tqdm import tqdm
 
-from mnist_lightning.classifier import read_checkpoint
+from mnist_lightning.checkpoints import as_list, read_checkpoint
+from mnist_lightning.classifier import DigitClassifier
+from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.errors import InputError
-from mnist_lightning.parsing import FitCLI, look_ahead
-from mnist_lightning.studies.compare import meaning, settings_in
-from mnist_lightning.training.fit import FREE, fit, only_process
-from mnist_lightning.training.run import Run, as_list, find_checkpoint, find_last, load_run, trained_on
-from mnist_lightning.usage import expand
+from mnist_lightning.settings import difference
+from mnist_lightning.training.fit import fit
+from mnist_lightning.training.folders import only_process
+from mnist_lightning.training.record import config_of_objects, learnt_from
+from mnist_lightning.training.run import Run, find_checkpoint, load_run
+from mnist_lightning.training.runs import LOG_DIR, config_of
 
-# A study's run is silent and has one process: Lightning would start others that repeat the whole command.
+# A study's run is silent and has one process: Lightning would start others that repeat the command.
 ALONE: dict[str, Any] = {"enable_progress_bar": False, "devices": 1, "num_nodes": 1}
+STATEFUL = {"callbacks", "logger", "plugins", "profiler", "strategy"}
+Arguments = Mapping[str, Any]  # of mnist_lightning.fit: the model, the data and others
 
 
-def train(flags: Sequence[str], callbacks: Sequence[Callback] = (), **own: Any) -> Run:
-    """Train with flags as on the command line of ``fit``.
-
-    Args:
-        flags: Such as ``["--config", "configs/fast.yaml", "--epochs", "3"]``.
-        callbacks: Lightning callbacks, besides those that the flags name.
-        **own: Arguments of ``mnist_lightning.fit``; they replace those that the flags give.
+def check_new(arguments: Arguments) -> None:
+    """Refuse arguments of ``fit`` that are not for new runs of one process, which are saved.
 
     Raises:
-        InputError: If a flag is invalid.
+        InputError: If there is one.
     """
-    known = look_ahead(flags)
-    last = None
-    if known.ckpt_path is None:
-        cli, seed = make(flags)
-    else:
-        last = find_last(known.ckpt_path[0], known.log_dir)
-        recipe = ["--config", str(last.parent.parent / "config.yaml")]
-        earlier, _ = make(recipe)
-        cli, seed = make([*recipe, *flags])
-        if changed := difference(earlier.text, cli.text, re.compile(rf"trainer\.({FREE.pattern})")):
-            raise InputError(f"a resumed run keeps its settings: {last.parent.parent} has {changed}")
-    made = cli.config_init
-    trainer = trainer_kwargs(made.trainer, callbacks)
-    if trainer.get("enable_checkpointing") is not False and not trainer.get("fast_dev_run"):
-        trainer["callbacks"].append(made.checkpoint)
-    starts = last is None or any(flag.startswith("--init_from") for flag in flags)  # its config.yaml may say so too
-    names = {"name": made.name, "resume": last, "init_from": made.init_from if starts else None}
-    names |= {"teacher": made.teacher, "freeze": made.freeze, "config": cli.text, "seed": seed}
-    return fit(cli.model, cli.datamodule, **names | trainer | own)
-
-
-def trainer_kwargs(settings: Namespace, callbacks: Sequence[Callback]) -> dict[str, Any]:
-    """Return the Trainer's arguments that were given, and the callbacks."""
-    usual = inspect.signature(Trainer).parameters
-    # check_val_every_n_epoch null means something else than its default, 1.
-    given = {key: value for key, value in vars(settings).items() if value is not None or usual[key].default is not None}
-    return given | {"callbacks": [*callbacks, *as_list(given.get("callbacks"))]}
-
-
-def make(flags: Sequence[str]) -> tuple[FitCLI, int]:
-    """Return the settings and objects that the flags of ``fit`` describe, and the seed of the network's weights."""
-    with isolate_rng():
-        cli = FitCLI(expand(flags))
-        seed = cli.config_init.seed_everything
-        return cli, torch.initial_seed() % 2**32 if isinstance(seed, bool) else seed
-
-
-def shared_settings(flags: Sequence[str]) -> FitCLI:
-    """Return the settings that the runs of a study share.
-
-    Raises:
-        InputError: If the flags are not for new runs that are saved.
-    """
-    cli, _ = make(flags)
-    made = cli.config_init
-    newest = {"best", "last"} & {made.init_from, *as_list(made.teacher)}  # it would be a run of the study itself
-    if made.ckpt_path or made.seeds or made.trainer.fast_dev_run or newest:
+    starts = [arguments.get("init_from"), *as_list(arguments.get("teacher"))]
+    newest = [each for each in starts if each in ("best", "last")]  # a run of the study itself
+    if arguments.get("resume") or arguments.get("fast_dev_run") or newest:
         raise InputError(
-            "a study trains new runs and saves them: it takes no --ckpt_path, no --seeds, no fast_dev_run, and no "
-            "'best' or 'last' for --init_from and --teacher"
+            "a study trains new runs and saves them: it takes no --ckpt_path, no --seeds, no "
+            "fast_dev_run, and no 'best' or 'last' for --init_from and --teacher"
         )
-    if made.trainer.num_nodes != 1 or str(made.trainer.devices) not in ("auto", "1"):
-        given = f"devices {made.trainer.devices}, num_nodes {made.trainer.num_nodes}"
-        raise InputError(f"each run of a study has one device, got {given}: leave out the flag")
-    return cli
+    devices, num_nodes = arguments.get("devices", "auto"), arguments.get("num_nodes", 1)
+    if num_nodes != 1 or str(devices) not in ("auto", "1"):
+        raise InputError(
+            f"each run of a study has one device, got devices {devices}, num_nodes {num_nodes}: "
+            "leave out the flag"
+        )
 
 
-def refuse_seen_images(cli: FitCLI) -> None:
-    """Refuse a start or a teacher that has learnt from the study's images: it knows those that are held out.
+def refuse_seen_images(arguments: Arguments) -> None:
+    """Refuse a start or a teacher that has learnt from the study's images.
+
+    It knows those that are held out.
 
     Raises:
         InputError: If there is one, or one that does not say what it has learnt from.
     """
-    made, data = cli.config_init, cli.datamodule.dataset
-    for path in (*as_list(made.init_from), *as_list(made.teacher)):
-        file = find_checkpoint(path)
-        content = None if file.suffix == ".onnx" else read_checkpoint(file)
-        names = [each["dataset"] for each in trained_on(file, content)]
-        if data in names or None in names:
-            why = f"was trained on {data} too" if data in names else "does not say what it was trained on"
-            raise InputError(
-                f"{path} {why}, so it may know the images that are held out, and the result would be too good: "
-                "give a run of other data"
-            )
+    dataset = arguments["data"].dataset
+    for each in (*as_list(arguments.get("init_from")), *as_list(arguments.get("teacher"))):
+        names = [seen["dataset"] for seen in _learnt_from(each)]
+        if dataset not in names and None not in names:
+            continue
+        reason = "does not say what it was trained on"
+        if dataset in names:
+            reason = f"was trained on {dataset} too"
+        raise InputError(
+            f"{each!s:.200} {reason}, so it may know the images that are held out, and the result "
+            "would be too good: give a run of other data"
+        )
 
 
-def difference(earlier: str, now: str, free: re.Pattern[str] = re.compile("(?!)")) -> str:
-    """Return the first setting in which two contents of ``config.yaml`` differ, but for the seed; empty if none.
-
-    Args:
-        earlier: The one content.
-        now: The other.
-        free: The names of settings that may differ too.
-    """
-    was, becomes = settings_in(earlier), settings_in(now)
-    changed = {name for name, _ in meaning(was).items() ^ meaning(becomes).items() if not free.fullmatch(name)}
-    name = next((name for name in was | becomes if name in changed), "")
-    return name and f"{name} {was.get(name)}, now {becomes.get(name)}"
+def _learnt_from(source: Any) -> Sequence[Mapping[str, Any]]:
+    """Return what the weights of a run, a file or a network have learnt from."""
+    if isinstance(source, Run):
+        return source.trained_on
+    if not isinstance(source, str | Path):
+        return [{"dataset": None}]
+    file = find_checkpoint(source)
+    content = None if file.suffix == ".onnx" else read_checkpoint(file)
+    return learnt_from(content, config_of(file))
 
 
 @contextmanager
@@ -135,63 +90,14 @@ def part_of_a_study() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # An InputError says itself what to do.
-        error.__notes__ = [] if isinstance(error, InputError) else ["To continue the study: repeat the command."]
+        notes = [note for note in getattr(error, "__notes__", []) if "To resume: " not in note]
+        if not isinstance(error, InputError):  # it says itself what to do
+            notes.append("To continue the study: repeat the command.")
+        error.__notes__ = notes
         raise
 
 
-def finish(flags: Sequence[str], folder: Path, callbacks: Sequence[Callback] = ()) -> Run:
-    """Return the run in a folder: trained, resumed if it was stopped, or just read if it is finished.
-
-    Args:
-        flags: Those of ``train``, without a name.
-        folder: The run folder.
-        callbacks: Lightning callbacks.
-
-    Raises:
-        InputError: If the folder has a run with other settings, another process trains it, or a flag is invalid.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with only_process(folder), part_of_a_study():
-        if (folder / "checkpoints" / "last.ckpt").exists():
-            earlier = (folder / "config.yaml").read_text(encoding="utf-8")
-            if changed := difference(earlier, make(flags)[0].text):
-                raise InputError(f"{folder} has other settings ({changed}): give another --name")
-            run = load_run(folder)
-            if not run.record.get("finished"):
-                run = train(flags, callbacks, resume=folder, init_from=None, **ALONE)
-            return run
-        rest = {path.name.partition(".")[0] for path in folder.glob("*")}
-        if rest <= {"", "checkpoints", "config", "run", "events"}:  # stopped before its first epoch
-            shutil.rmtree(folder, ignore_errors=True)
-        return train(flags, callbacks, log_dir=folder.parent, name=folder.name, default_root_dir=None, **ALONE)
-
-
-def train_all(
-    flags: Sequence[str],
-    folder: Path,
-    variations: Mapping[str, Sequence[str]],
-    callbacks: Sequence[Callback] = (),
-) -> Iterator[Run]:
-    """Yield a finished run for each variation of the flags, with a bar, and a line for each.
-
-    Args:
-        flags: Those of ``train``, without a name.
-        folder: The folder of the runs.
-        variations: The name of each run, and the flags that are added for it.
-        callbacks: Lightning callbacks.
-    """
-    shared_settings(flags)
-    with tqdm(total=len(variations), file=sys.stdout, disable=None, leave=False) as bar:
-        for name, more in variations.items():
-            run = finish([*flags, *more], folder / name, callbacks)
-            best = run.best_val_acc
-            tqdm.write(f"{name}  {run.record['fit_seconds']:6.1f} s" + (f"  validation {best:.2%}" if best else ""))
-            bar.update()
-            yield run
-
-
-def study_folder(flags: Sequence[str], name: str) -> Path:
+def study_folder(log_dir: str | Path, name: str) -> Path:
     """Return the folder of a study's runs.
 
     Raises:
@@ -199,40 +105,150 @@ def study_folder(flags: Sequence[str], name: str) -> Path:
     """
     if Path(name).name != name or name in ("", ".."):
         raise InputError(f"a study's name must be one folder name, got {name}")
-    folder: Path = look_ahead(flags).log_dir / name
-    return folder
+    return Path(log_dir) / name
 
 
-def refuse(flags: Sequence[str], names: Iterable[str], why: str) -> None:
-    """Refuse flags that a study sets itself. What a ``--config`` file says is a recipe, which it may overrule.
+def with_settings(config: str | None, seed: int, data: Mapping[str, Any]) -> str | None:
+    """Return a content of ``config.yaml`` with another seed and other arguments of the data."""
+    if config is None:
+        return None
+    settings = yaml.safe_load(config)
+    settings["seed_everything"] = seed
+    settings["data"]["init_args"] |= data
+    header = "".join(line for line in config.splitlines(keepends=True) if line.startswith("#"))
+    return header + yaml.safe_dump(settings, sort_keys=False)
+
+
+def alone(arguments: Arguments, callbacks: Sequence[Callback]) -> dict[str, Any]:
+    """Return the arguments of one run, with callbacks and loggers of its own: they keep a state."""
+    given = {**arguments, **ALONE}
+    given["callbacks"] = [*callbacks, *as_list(arguments.get("callbacks"))]
+    for name in STATEFUL & given.keys():
+        given[name] = deepcopy(given[name])
+    return given
+
+
+def finish(folder: Path, arguments: Arguments, callbacks: Sequence[Callback] = ()) -> Run:
+    """Return the run in a folder: trained, resumed if it was stopped, or just read.
 
     Args:
-        flags: Those of ``train``.
-        names: The names to refuse, short or long, without dashes.
-        why: What to do.
+        folder: The run folder.
+        arguments: Those of ``mnist_lightning.fit``, without a name.
+        callbacks: Lightning callbacks, besides those of the arguments.
 
     Raises:
-        InputError: If one of them is among the flags.
+        InputError: If the folder has a run with other settings, or another process trains it.
     """
-    own = expand([f"--{name}" for name in names])
-    for word in flags:
-        flag = word.partition("=")[0].replace(".init_args", "")
-        if expand([flag])[0] in own:
-            raise InputError(f"{word} would be overruled: {why}")
+    given = alone(arguments, callbacks)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with only_process(folder), part_of_a_study():
+        if (folder / "checkpoints" / "last.ckpt").exists():
+            run = _earlier(folder, arguments)
+            if not run.record.get("finished"):
+                run = fit(**given | {"resume": folder, "init_from": None, "name": None})
+            return run
+        rest = {path.name.partition(".")[0] for path in folder.glob("*")}
+        if rest <= {"", "checkpoints", "config", "run", "events"}:  # stopped before its first epoch
+            shutil.rmtree(folder, ignore_errors=True)
+        place = {"log_dir": folder.parent, "name": folder.name, "default_root_dir": None}
+        return fit(**given | place)
 
 
-def train_seeds(flags: Sequence[str], name: str, seeds: Iterable[int], callbacks: Sequence[Callback] = ()) -> list[Run]:
-    """Finish a run for each seed: ``NAME_42`` and so on, in the folder of runs.
+def _earlier(folder: Path, arguments: Arguments) -> Run:
+    """Return the run in a folder; refuse one with other settings."""
+    earlier = (folder / "config.yaml").read_text(encoding="utf-8")
+    if changed := difference(earlier, config_text(arguments)):
+        raise InputError(f"{folder} has other settings ({changed}): give another --name")
+    if arguments.get("config") is not None:
+        return load_run(folder)
+    # The objects of a notebook cannot be made from the folder alone.
+    return load_run(folder, net=_made(arguments["model"]).net, data=arguments["data"])
+
+
+def config_text(arguments: Arguments) -> str:
+    """Return the content of ``config.yaml`` of a run with these arguments of ``fit``."""
+    if arguments.get("config") is not None:
+        return str(arguments["config"])
+    own = {name: arguments.get(name) for name in ("init_from", "teacher", "freeze")}
+    not_trainers = {*own, "model", "data", "seed", "config", "callbacks", "name"}
+    trainer = {name: arguments[name] for name in arguments.keys() - not_trainers} | ALONE
+    described = config_of_objects(
+        _made(arguments["model"]),
+        arguments["data"],
+        trainer,
+        seed=arguments.get("seed", 42),
+        **own,
+    )
+    return yaml.safe_dump(described, sort_keys=False)
+
+
+def _made(model: DigitClassifier | Callable[[], DigitClassifier]) -> DigitClassifier:
+    if isinstance(model, DigitClassifier):
+        return model
+    with isolate_rng():
+        return model()
+
+
+def train_all(
+    folder: Path, runs: Mapping[str, Arguments], callbacks: Sequence[Callback] = ()
+) -> Iterator[Run]:
+    """Yield each finished run, with a bar, and a line for each.
 
     Args:
-        flags: Those of ``train``, without a name.
-        name: How the names of the runs begin.
-        seeds: The seeds.
+        folder: The folder of the runs.
+        runs: The arguments of ``mnist_lightning.fit`` for each run, by its name.
         callbacks: Lightning callbacks.
 
     Raises:
-        InputError: If the flags have another seed, or one is invalid.
+        InputError: If the arguments are not for new runs, or a run cannot be trained.
     """
-    refuse(flags, ["seed"], "each run has one of the given seeds, so leave it out")
-    variations = {f"{name}_{seed}": ["--seed_everything", str(seed)] for seed in seeds}
-    return list(train_all(flags, study_folder(flags, name).parent, variations, callbacks))
+    for arguments in runs.values():
+        check_new(arguments)
+    with tqdm(total=len(runs), file=sys.stdout, disable=None, leave=False) as bar:
+        for name, arguments in runs.items():
+            run = finish(folder / name, arguments, callbacks)
+            line = f"{name}  {run.record['fit_seconds']:6.1f} s"
+            if run.best_val_acc:
+                line += f"  validation {run.best_val_acc:.2%}"
+            tqdm.write(line)
+            bar.update()
+            yield run
+
+
+def train_seeds(
+    model: Callable[[], DigitClassifier],
+    data: DigitDataModule,
+    seeds: Iterable[int],
+    *,
+    name: str = "seed",
+    log_dir: str | Path = LOG_DIR,
+    config: str | None = None,
+    callbacks: Sequence[Callback] = (),
+    **arguments: Any,
+) -> list[Run]:
+    """Finish a run for each seed: ``NAME_42`` and so on, in the folder of runs.
+
+    Args:
+        model: A function that makes the classifier, such as ``lambda: DigitClassifier(MLP())``.
+        data: The data module.
+        seeds: The seeds.
+        name: How the names of the runs begin.
+        log_dir: The folder of runs.
+        config: The content of ``config.yaml``; by default the settings of the objects.
+        callbacks: Lightning callbacks.
+        **arguments: Other arguments of ``mnist_lightning.fit``.
+
+    Raises:
+        InputError: If an argument is invalid.
+    """
+    runs = {
+        f"{name}_{seed}": {
+            **arguments,
+            "model": model,
+            "data": data,
+            "seed": seed,
+            "config": with_settings(config, seed, {}),
+        }
+        for seed in seeds
+    }
+    return list(train_all(study_folder(log_dir, name).parent, runs, callbacks))
