@@ -5,7 +5,9 @@ import threading
 from types import FrameType
 from typing import Any
 
-STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+STOPPING = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+]
 received: list[int] = []  # the signal that stopped the process, if one did
 
 

@@ -1,0 +1,1 @@
+"""The command line: the thinnest user of the library."""

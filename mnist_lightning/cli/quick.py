@@ -1,0 +1,47 @@
+"""The verbs that need no torch: they answer at once."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mnist_lightning.cli.flags import parse
+from mnist_lightning.errors import PROGRAM, InputError
+from mnist_lightning.studies.compare import compare, compare_table, write_comparison
+from mnist_lightning.training.runs import runs, runs_table
+
+
+def list_runs(words: Sequence[str]) -> str:
+    """Return what the verb ``runs`` prints; it needs no torch."""
+    own, _ = parse("runs", words)
+    found = runs(own.log_dir, own.sort)
+    if own.json:
+        return json.dumps(found, indent=2)
+    if not found:
+        return f"No runs in {own.log_dir}: train one first, {PROGRAM} fit"
+    return runs_table(found)
+
+
+def compare_runs(words: Sequence[str]) -> str:
+    """Return what the verb ``compare`` prints; only a contrast of two needs torch."""
+    own, _ = parse("compare", words, "runs")
+    groups = compare(own.runs or [own.log_dir])
+    folders = [folder for group in groups for folder in group["runs"]]
+    sides = [[folder] for folder in folders]
+    if len(groups) == 2:
+        sides = [group["runs"] for group in groups]
+    found, sentence = None, ""
+    if len(sides) == 2:
+        from mnist_lightning.studies.contrast import contrast  # here, since torch imports slowly
+        from mnist_lightning.training.run import load_run
+
+        try:
+            one, other = ([load_run(folder) for folder in side] for side in sides)
+            found = contrast(one, other, own.split)
+            sentence = f"\n{found.sentence}\n"
+        except InputError as error:  # the table is still right
+            sentence = f"\nNot compared image by image: {error}\n"
+    page = write_comparison(Path(own.output or f"{own.log_dir}/compare"), groups, found)
+    return f"{compare_table(groups)}\n{sentence}\nPage: {page}"
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], str]] = {"runs": list_runs, "compare": compare_runs}
