@@ -21,14 +21,12 @@ from torch import nn
 from mnist_lightning import __version__
 from mnist_lightning.data.drawings import keep
 from mnist_lightning.errors import InputError, needs
-from mnist_lightning.models.classify import classify
-from mnist_lightning.pictures.judge import judge
-from mnist_lightning.pictures.prepare import Found, find_digits
+from mnist_lightning.inference import classify
+from mnist_lightning.pictures.digits import Found, find_digits
 from mnist_lightning.pictures.read import read_picture
-from mnist_lightning.pictures.recognize import Reading, pixels_of, readings
-from mnist_lightning.report.html import png_base64
+from mnist_lightning.pictures.recognize import images_of, readings
 from mnist_lightning.serve.batcher import Batcher
-from mnist_lightning.serve.schema import BODY, REFUSALS, Answers, Drawing
+from mnist_lightning.serve.schema import BODY, REFUSALS, Answers, Digit, Drawing, Picture
 
 with needs("serve"):
     from fastapi import FastAPI, HTTPException, Request
@@ -51,8 +49,9 @@ SECONDS_TO_ANSWER = 30
 PATHS = ("/", "/docs", "/openapi.json", "/health", "/metrics", "/predict", "/drawings")
 RETRY = {"Retry-After": "1"}  # seconds
 CSP = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src 'self' data: blob:; "
-    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "img-src 'self' data: blob:; connect-src 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 PAGE_HEADERS = {"Content-Security-Policy": CSP, "Referrer-Policy": "no-referrer"}
 
@@ -68,33 +67,37 @@ class Gate:
 
     def __init__(self, app: ASGIApp, token: str | None, registry: CollectorRegistry) -> None:
         self.app, self.expected = app, f"Bearer {token}".encode() if token else None
-        self.requests = Counter("digits_requests", "Answered requests.", ["path", "status"], registry=registry)
+        self.requests = Counter(
+            "digits_requests", "Answered requests.", ["path", "status"], registry=registry
+        )
         self.seconds = Histogram("digits_request_seconds", "Seconds to answer.", registry=registry)
         self.number = 0
         busy = Gauge("digits_requests_in_progress", "Requests in progress.", registry=registry)
         busy.set_function(lambda: self.number)
 
+    def has_token(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Return whether a request has the token, if one is asked for."""
+        given = headers.get(b"authorization", b"")
+        return self.expected is None or hmac.compare_digest(given, self.expected)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        start, status, path = time.perf_counter(), 500, scope["path"]
+        start, status = time.perf_counter(), 500
+        path, is_post = scope["path"], scope["method"] == "POST"
 
         async def note(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
-        app = self.app
-        is_open = scope["method"] != "POST" and path != "/metrics"
-        headers = dict(scope["headers"])
-        if headers.get(b"sec-fetch-site") == b"cross-site" and scope["method"] == "POST":
+        app, headers = self.app, dict(scope["headers"])
+        if is_post and headers.get(b"sec-fetch-site") == b"cross-site":
             app = refusal(403, "another website may not send requests")
-        elif (
-            self.expected and not is_open and not hmac.compare_digest(headers.get(b"authorization", b""), self.expected)
-        ):
+        elif (is_post or path == "/metrics") and not self.has_token(headers):
             app = refusal(401, "the token is missing or wrong: send Authorization: Bearer TOKEN")
-        elif scope["method"] == "POST" and self.number >= MAX_REQUESTS:
+        elif is_post and self.number >= MAX_REQUESTS:
             app = refusal(503, f"{MAX_REQUESTS} requests are in progress: try again later", RETRY)
         self.number += 1
         try:
@@ -112,7 +115,7 @@ def refusal(status: int, message: str, headers: Mapping[str, str] | None = None)
 
 
 def bounded(receive: Receive) -> Receive:
-    """Return what gives the parts of a request's body, which is bounded in bytes and seconds."""
+    """Return ``receive``, but it refuses a body with too many bytes, or that takes too long."""
     size, end = 0, asyncio.get_running_loop().time() + SECONDS_TO_SEND
 
     async def part() -> Message:
@@ -121,9 +124,11 @@ def bounded(receive: Receive) -> Receive:
             async with asyncio.timeout_at(end):
                 message = await receive()
         except TimeoutError:
-            raise HTTPException(408, f"the body did not come within {SECONDS_TO_SEND} seconds") from None
-        if message["type"] == "http.disconnect":
-            raise HTTPException(400, "the body is not complete")  # nobody reads this: the client has left
+            raise HTTPException(
+                408, f"the body did not come within {SECONDS_TO_SEND} seconds"
+            ) from None
+        if message["type"] == "http.disconnect":  # nobody reads this: the client has left
+            raise HTTPException(400, "the body is not complete")
         size += len(message.get("body", b""))
         if size > MAX_BODY:
             raise HTTPException(413, f"the body must have at most {MAX_BODY:,} bytes")
@@ -143,7 +148,9 @@ async def files_of(request: Request, body: bytes) -> list[bytes]:
         return [body]
     try:
         async with request.form(max_files=MAX_PICTURES, max_fields=MAX_PICTURES) as form:
-            pictures = [await file.read() for _, file in form.multi_items() if isinstance(file, UploadFile)]
+            pictures = [
+                await file.read() for _, file in form.multi_items() if isinstance(file, UploadFile)
+            ]
     except UnicodeError as error:  # of a character set that decodes nothing
         raise InputError("the form cannot be decoded") from error
     if not pictures:
@@ -151,37 +158,35 @@ async def files_of(request: Request, body: bytes) -> list[bytes]:
     return pictures
 
 
-def find(pictures: list[bytes]) -> tuple[list[list[Found]], NDArray[np.float32]]:
-    """Return the digits found in pictures, and what the judge says of them ``(N, 11)``."""
+def find(pictures: list[bytes]) -> list[list[Found]]:
+    """Return the digits found in each picture."""
     left, found = MAX_PIXELS, []
     for picture in pictures:
         pixels = read_picture(picture, left)
         left -= pixels.shape[0] * pixels.shape[1]
         found.append(find_digits(pixels))
-    return found, judge(pixels_of(found))
+    return found
 
 
 def images_in(body: bytes) -> NDArray[np.float32]:
-    """Return the images ``(N, 28, 28)`` in [0, 1] of a JSON text: numbers up to 1 are shares of white, others 0-255."""
+    """Return the images ``(N, 28, 28)`` in [0, 1] of a JSON text.
+
+    In an image whose numbers are up to 1 they are shares of white, otherwise 0-255.
+    """
     try:
         content = json.loads(body)
-        images = np.array(content.get("images") if isinstance(content, dict) else content, np.float64)
+        numbers = content.get("images") if isinstance(content, dict) else content
+        images = np.array(numbers, np.float64)
     except (ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
-        raise InputError('expected JSON: {"images": [...]}, 28 rows of 28 numbers for each image') from error
-    if images.shape[-2:] != (28, 28) or images.ndim > 3 or not ((images >= 0) & (images <= 255)).all():
+        raise InputError(
+            'expected JSON: {"images": [...]}, 28 rows of 28 numbers for each image'
+        ) from error
+    is_shaped = images.ndim <= 3 and images.shape[-2:] == (28, 28)
+    if not is_shaped or not ((images >= 0) & (images <= 255)).all():
         raise InputError(f"images must be (N, 28, 28) with numbers in 0-255, got {images.shape}")
     images = images.reshape(-1, 28, 28).astype(np.float32)
     is_share = images.max(axis=(1, 2), keepdims=True) <= 1
     return np.where(is_share, images, images / 255)
-
-
-def described(reading: Reading, pixels: bool) -> dict[str, Any]:
-    """Return what the server says of a picture."""
-    digits = []
-    for digit in reading:
-        values = digit._asdict() | {"probabilities": digit.probabilities.tolist(), "pixels": None}
-        digits.append(values | ({"pixels": png_base64(digit.pixels)} if pixels else {}))
-    return {"text": reading.text, "digits": digits}
 
 
 def make_app(net: nn.Module, drawings: Path, token: str | None = None) -> FastAPI:
@@ -204,10 +209,19 @@ def make_app(net: nn.Module, drawings: Path, token: str | None = None) -> FastAP
         readers = ThreadPoolExecutor(READERS)  # if it is started again
         batcher.thread = ThreadPoolExecutor(1)
 
-    app = FastAPI(title="mnist_lightning", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="mnist_lightning",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
     app.add_middleware(Gate, token=token, registry=registry)
     found = Counter("digits_classified", "Digits that were classified.", registry=registry)
-    pages = {name: files(__package__).joinpath(f"{name}.html").read_text(encoding="utf-8") for name in ("page", "docs")}
+    pages = {
+        name: files(__package__).joinpath(f"{name}.html").read_text(encoding="utf-8")
+        for name in ("page", "docs")
+    }
 
     @app.exception_handler(InputError)
     async def _(request: Request, error: InputError) -> Response:
@@ -240,30 +254,47 @@ def make_app(net: nn.Module, drawings: Path, token: str | None = None) -> FastAP
         """Return measurements for Prometheus."""
         return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
 
-    async def answer(request: Request, pixels: bool) -> dict[str, Any]:
-        body, loop = await request.body(), asyncio.get_running_loop()
+    async def answer_numbers(body: bytes) -> Answers:
+        if len(body) <= SHORT:  # another thread would take longer
+            images = images_in(body)
+        else:
+            images = await asyncio.get_running_loop().run_in_executor(readers, images_in, body)
+        rows = await batcher(images)
+        found.inc(len(rows))
+        return Answers(
+            digits=rows.argmax(axis=1).tolist(),
+            confidences=rows.max(axis=1).tolist(),
+            probabilities=rows.tolist(),
+        )
+
+    async def answer_pictures(pictures: list[bytes], with_pixels: bool) -> Answers:
+        lists = await asyncio.get_running_loop().run_in_executor(readers, find, pictures)
+        rows = await batcher(images_of(lists).astype(np.float32) / np.float32(255))
+        found.inc(len(rows))
+        answers = []
+        for reading in readings(lists, rows):
+            digits = [Digit.of(digit, with_pixels) for digit in reading]
+            answers.append(Picture(text=reading.text, digits=digits))
+        return Answers(pictures=answers)
+
+    @app.post(
+        "/predict",
+        response_model_exclude_unset=True,
+        openapi_extra={"requestBody": BODY},
+        responses=REFUSALS,
+    )
+    async def predict(request: Request, pixels: bool = False) -> Answers:
+        """Read the digits in pictures, or classify 28x28 images."""
+        body = await request.body()
         try:
             async with asyncio.timeout(SECONDS_TO_ANSWER):
                 if kind_of(request) == "application/json":
-                    is_short = len(body) <= SHORT  # for which another thread would take longer
-                    images = images_in(body) if is_short else await loop.run_in_executor(readers, images_in, body)
-                    rows = await batcher(images)
-                    names = {"digits": rows.argmax(axis=1), "confidences": rows.max(axis=1), "probabilities": rows}
-                    content: dict[str, Any] = {name: values.tolist() for name, values in names.items()}
-                else:
-                    lists, opinions = await loop.run_in_executor(readers, find, await files_of(request, body))
-                    rows = await batcher((pixels_of(lists) / 255).astype(np.float32))
-                    read = readings(lists, rows, opinions)
-                    content = {"pictures": [described(reading, pixels) for reading in read]}
+                    return await answer_numbers(body)
+                return await answer_pictures(await files_of(request, body), pixels)
         except TimeoutError:
-            raise HTTPException(503, f"no answer within {SECONDS_TO_ANSWER} seconds", RETRY) from None
-        found.inc(len(rows))
-        return content
-
-    @app.post("/predict", response_model=Answers, openapi_extra={"requestBody": BODY}, responses=REFUSALS)
-    async def predict(request: Request, pixels: bool = False) -> Response:
-        """Read the digits in pictures, or classify 28x28 images."""
-        return JSONResponse(await answer(request, pixels))
+            raise HTTPException(
+                503, f"no answer within {SECONDS_TO_ANSWER} seconds", RETRY
+            ) from None
 
     @app.post("/drawings", responses=REFUSALS)
     def drawing(drawing: Drawing) -> dict[str, Any]:  # in a thread: it writes a file

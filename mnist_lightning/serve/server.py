@@ -20,26 +20,33 @@ with needs("serve"):
 SECONDS_TO_WAIT = 10  # for a request's headers, and for a client that reads nothing of its answer
 SECONDS_TO_FINISH = 30  # for the requests in progress when the server stops
 MAX_CONNECTIONS = 500
+NEW, ANSWERING = "new", "answering"  # states of a connection
 MAX_HEAD = 64_000  # bytes of a request's headers, and of the trailers after its body
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP, which cuts connections that stand still: uvicorn itself would wait for ever."""
+    """uvicorn's HTTP, but connections that stand still are cut: uvicorn would wait for ever."""
 
     head = 0  # bytes since headers ended, or a part of a body came
 
     def connection_made(self, transport: Any) -> None:
         """Begin to watch a new connection."""
         super().connection_made(transport)
-        self.watch("new")
+        self.watch(NEW)
 
     def watch(self, earlier: Any) -> None:
-        """Cut the connection if, since the last look, no request came and nothing was read of an answer."""
+        """Cut the connection if nothing happened since the last look.
+
+        Args:
+            earlier: The state at that look: the bytes of an answer that the client has not read, or
+                ``ANSWERING``, or else the last request, if there was one.
+        """
         if self.parser is None:  # the connection is lost
             return
-        is_idle = self.cycle is None or self.cycle.response_complete
-        state = self.transport.get_write_buffer_size() or (self.cycle if is_idle else "busy")
-        if state == earlier != "busy":
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        unread = self.transport.get_write_buffer_size()
+        state = unread or (ANSWERING if is_answering else self.cycle)
+        if state == earlier and state != ANSWERING:
             self.transport.abort()
         self.loop.call_later(SECONDS_TO_WAIT, self.watch, state)
 
@@ -72,7 +79,9 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-        raise InputError(f"cannot listen on {host}, port {port}: {reason}; choose another --port or --host") from error
+        raise InputError(
+            f"cannot listen on {host}, port {port}: {reason}; choose another --port or --host"
+        ) from error
 
 
 def serve(net: nn.Module, drawings: Path, host: str, port: int, token: str | None) -> None:
@@ -91,18 +100,16 @@ def serve(net: nn.Module, drawings: Path, host: str, port: int, token: str | Non
     if token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]+", token):
         raise InputError(f"--token must be letters, digits and . _ ~ - alone, got {token!r}")
     with listen(host, port) as opened:
-        address = f"{f'[{host}]' if ':' in host else host}:{opened.getsockname()[1]}"
-        print(
-            f"Draw a digit: http://{address}/{f'?token={token}' if token else ''}   API: http://{address}/docs",
-            flush=True,
-        )
-        app, is_local = make_app(net, drawings, token), ip_address(opened.getsockname()[0]).is_loopback
+        own_address, own_port = opened.getsockname()[:2]
+        is_local, is_ipv6 = ip_address(own_address).is_loopback, ":" in host
+        address = f"http://{f'[{host}]' if is_ipv6 else host}:{own_port}"
+        page = f"{address}/?token={token}" if token else f"{address}/"
+        print(f"Draw a digit: {page}   API: {address}/docs", flush=True)
         if not is_local and not token:
-            print(
-                f"Anyone who reaches {host} can send pictures and keep drawings; --token asks for a password.",
-                flush=True,
-            )
-        if is_local and ":" not in host:  # a website whose name means 127.0.0.1 is refused
+            reach = f"Anyone who reaches {host} can send pictures and keep drawings"
+            print(f"{reach}; --token asks for a password.", flush=True)
+        app = make_app(net, drawings, token)
+        if is_local and not is_ipv6:  # a website whose name means 127.0.0.1 is refused
             app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1"])
         config = uvicorn.Config(
             app,
@@ -114,5 +121,6 @@ def serve(net: nn.Module, drawings: Path, host: str, port: int, token: str | Non
             timeout_graceful_shutdown=SECONDS_TO_FINISH,
             server_header=False,
         )
-        gc.freeze()  # what is loaded stays: looking through it for garbage would stop all requests for 0.3 s
+        # What is loaded stays: looking through it for garbage would stop all requests for 0.3 s.
+        gc.freeze()
         uvicorn.Server(config).run(sockets=[opened])
