@@ -1,9 +1,12 @@
-"""Measure how many images per second one core deforms: this package, kornia and torchvision at the same strengths.
+"""Measure how many images per second one core deforms.
 
-    python benchmarks/augmentation.py [--rounds 5]          # needs `pip install kornia`; without it, it is skipped
+This package, kornia and torchvision at the same strengths.
 
-Float images in memory, random numbers of their own for each image. torchvision draws once per call, so it is called
-for each image.
+    python benchmarks/augmentation.py [--rounds 5]          # needs `pip install kornia`; without
+    it, it is skipped
+
+Float images in memory, random numbers of their own for each image. torchvision draws once per call,
+so it is called for each image.
 """
 
 import argparse
@@ -21,7 +24,10 @@ from mnist_lightning.data.augmentation import Augmentation
 
 Augment = Callable[[Tensor], Tensor]
 OURS = "`Augmentation`, 2,048 images at once"
-KINDS = {"affine": 0.0, "affine and elastic": 0.7}  # the standard deviation of the elastic displacement in pixels
+KINDS = {
+    "affine": 0.0,
+    "affine and elastic": 0.7,
+}  # the standard deviation of the elastic displacement in pixels
 
 
 def ways(elastic: float) -> dict[str, tuple[Augment, int]]:
@@ -45,7 +51,9 @@ def rate(augment: Augment, images: Tensor, seconds: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     args = parser.parse_args()
@@ -59,17 +67,25 @@ def main() -> None:
         for number in range(args.rounds):
             for kind, found in compared.items():
                 for name, (augment, size) in found.items():
-                    rates.setdefault((name, kind), []).append(rate(augment, images[:size], args.seconds))
+                    rates.setdefault((name, kind), []).append(
+                        rate(augment, images[:size], args.seconds)
+                    )
             print(f"round {number + 1} of {args.rounds}", flush=True)
     medians = {key: statistics.median(each) for key, each in rates.items()}
     rows = []
     for name in compared["affine"]:
         cells = [(medians[name, kind], medians[OURS, kind]) for kind in KINDS]
-        rows.append([name, *(text for mine, ours in cells for text in (f"{mine:,.0f}", f"{mine / ours:.3f}"))])
+        rows.append(
+            [
+                name,
+                *(text for mine, ours in cells for text in (f"{mine:,.0f}", f"{mine / ours:.3f}")),
+            ]
+        )
     header = ["images per second and core", *(text for kind in KINDS for text in (kind, "/ ours"))]
     about = measure.machine()
     print(
-        f"\n{measure.table(header, rows)}\n\n{about['cpu']}, {about['versions']}, {args.rounds} rounds in turn, medians"
+        f"\n{measure.table(header, rows)}\n\n{about['cpu']}, {about['versions']}, "
+        f"{args.rounds} rounds in turn, medians"
     )
 
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mnist_lightning import load_run
-from mnist_lightning.export.write import FORMATS, Row, export, read_back
-from mnist_lightning.models.classify import classify
-from mnist_lightning.report.text import text_table
+from mnist_lightning.export.write import FORMATS, Measured, export, read_back
+from mnist_lightning.inference import classify
+from mnist_lightning.report.blocks import Table
 
 REPEATS = 200
 
@@ -31,14 +31,21 @@ def one_image(net: nn.Module, image: NDArray[np.uint8]) -> float:
     return median(seconds)
 
 
-def cells(row: Row, alone: float) -> list[str]:
+def cells(row: Measured, alone: float) -> list[str]:
     accuracy = f"{row.accuracy:.2%}" if row.accuracy is not None else "-"
-    shares = f"{row.size / 1e6:.3f} MB", f"{row.difference:.1e}", f"{row.equal:,} of {row.images:,}", accuracy
+    shares = (
+        f"{row.size / 1e6:.3f} MB",
+        f"{row.difference:.1e}",
+        f"{row.equal:,} of {row.images:,}",
+        accuracy,
+    )
     return [row.name, *shares, f"{1e3 * alone:.2f} ms", f"{row.seconds:.2f} s"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN")
     for name in parser.parse_args().runs:
         run = load_run(name)
@@ -47,7 +54,17 @@ def main() -> None:
         assert run.data.train_set is not None
         images, labels = run.data.test_set.arrays()
         calibration = run.data.train_set.arrays(slice(1000))[0]
-        table = [["", "size", "largest difference", "equal digits", "accuracy", "one image", "10,000 images"]]
+        table = [
+            [
+                "",
+                "size",
+                "largest difference",
+                "equal digits",
+                "accuracy",
+                "one image",
+                "10,000 images",
+            ]
+        ]
         with TemporaryDirectory() as scratch:
             for suffix in FORMATS.values():
                 file = Path(scratch) / f"model{suffix}"
@@ -58,7 +75,7 @@ def main() -> None:
             file = Path(scratch) / "int8.onnx"
             row = export(run.model.net, file, images, labels, calibration=calibration)[-1]
             table.append(cells(row, one_image(read_back(file), images[:1])))
-        print(f"{name}\n{text_table(table)}\n")
+        print(f"{name}\n{Table(table[0], table[1:])}\n")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/kaggle_csv.py [--data_dir data] OUT_DIR
 
-train.csv has the first 42,000 training images of MNIST; test.csv the other 18,000, then the 10,000 test images.
-Kaggle's own files are another shuffle of the same 70,000 images.
+train.csv has the first 42,000 training images of MNIST; test.csv the other 18,000, then the 10,000
+test images. Kaggle's own files are another shuffle of the same 70,000 images.
 """
 
 import argparse
@@ -34,16 +34,22 @@ def write(data_dir: str, folder: Path) -> tuple[Path, Path]:
 
 def _write_csv(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64] | None) -> None:
     flat = images.reshape(len(images), -1)
-    frame = polars.from_numpy(flat, schema=[f"pixel{i}" for i in range(flat.shape[1])], orient="row")
+    frame = polars.from_numpy(
+        flat, schema=[f"pixel{i}" for i in range(flat.shape[1])], orient="row"
+    )
     if labels is not None:
         frame.insert_column(0, polars.Series("label", labels))
     frame.write_csv(path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, metavar="OUT_DIR")
-    parser.add_argument("--data_dir", default=DEFAULT_DATA_DIR, help="folder with MNIST; downloaded if missing")
+    parser.add_argument(
+        "--data_dir", default=DEFAULT_DATA_DIR, help="folder with MNIST; downloaded if missing"
+    )
     args = parser.parse_args()
     for path in write(args.data_dir, args.folder):
         print(path)

@@ -27,10 +27,13 @@ class Done(NamedTuple):
     peak_mb: float  # NaN on Windows
 
 
-def run(command: Sequence[str], environment: Mapping[str, str] | None = None, folder: str | None = None) -> Done:
+def run(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, folder: str | None = None
+) -> Done:
     """Run a command in a terminal of its own; exit if it fails.
 
-    Its peak memory is never below this process's own, since it begins as a copy: import nothing large before.
+    Its peak memory is never below this process's own, since it begins as a copy: import nothing
+    large before.
 
     Args:
         command: Program and arguments.
@@ -57,24 +60,40 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None, fo
     if hasattr(os, "wait4"):
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        peak_mb = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6  # macOS counts bytes, Linux kB
+        peak_mb = (
+            usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+        )  # macOS counts bytes, Linux kB
     seconds = time.perf_counter() - start
     output = b"".join(chunks).decode(errors="replace").replace("\r\n", "\n")
     if process.wait():
-        sys.exit(f"{' '.join(command)} failed with exit code {process.returncode}:\n{output[-4000:]}")
+        sys.exit(
+            f"{' '.join(command)} failed with exit code {process.returncode}:\n{output[-4000:]}"
+        )
     return Done(output, seconds, peak_mb)
 
 
 def machine() -> dict[str, Any]:
-    """Return what a measurement depends on: the date, the processor, and the versions of this interpreter."""
+    """Return what a measurement depends on.
+
+    The date, the processor, and the versions of this interpreter.
+    """
     info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.*)", info.read_text(), re.MULTILINE) if info.exists() else None
+    found = (
+        re.search(r"^model name\s*: (.*)", info.read_text(), re.MULTILINE)
+        if info.exists()
+        else None
+    )
     packages = ("mnist-lightning", "torch", "lightning", "torchmetrics", "numpy")
     return {
         "date": date.today().isoformat(),
         "cpu": found[1] if found else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
     }
 
 

@@ -1,16 +1,22 @@
-"""Measure how well trained networks read whole pages: 1,000 pages drawn by program, by kind of disturbance.
+"""Measure how well trained networks read whole pages.
 
-    python benchmarks/pages.py RUN [RUN ...] [--pages 1000] [--seed 0] [--kind NAME ...] [--save DIR]
+1,000 pages drawn by program, by kind of disturbance.
 
-A RUN is a run folder, or a folder with runs, as `load_run` takes it. Each page is written by one hand: scikit-learn's
-digits (8x8) or MNIST's training images, enlarged and turned into pen strokes, or the strokes of `handwriting.py`.
-Digits that a person could not read are left out: with filled loops, blots, or an 8x8 neighbour of another class.
-MNIST's test set is not used. A page depends only on the seed, its kind and its number. The columns:
+    python benchmarks/pages.py RUN [RUN ...] [--pages 1000] [--seed 0] [--kind NAME ...] [--save
+    DIR]
+
+A RUN is a run folder, or a folder with runs, as `load_run` takes it. Each page is written by one
+hand: scikit-learn's digits (8x8) or MNIST's training images, enlarged and turned into pen strokes,
+or the strokes of `tools/detector/strokes.py`. Digits that a person could not read are left out:
+with filled loops, blots, or an 8x8 neighbour of another class. MNIST's test set is not used. A page
+depends only on the seed, its kind and its number. The columns:
 
 - found: digits with a find at their place. right: digits found and read rightly.
 - false: finds where no digit is, as a share of the digits; all of them, and those called certain.
-- doubtful: digits found but called doubtful. certain wrong: of the finds called certain, those that are not right.
-- lines: pages whose text is exactly right, with its lines and numbers. ms: the median time of `recognize` for a page.
+- doubtful: digits found but called doubtful. certain wrong: of the finds called certain, those
+  that are not right.
+- lines: pages whose text is exactly right, with its lines and numbers. ms: the median time of
+  `recognize` for a page.
 """
 
 import argparse
@@ -26,7 +32,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from handwriting import FINE, Floats, jpeg, ramp, shape, smooth, tiny
+from handwriting import FINE, jpeg, ramp, tiny
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
@@ -38,9 +44,18 @@ from mnist_lightning import MNIST, load_run, recognize
 from mnist_lightning.data.base import DEFAULT_DATA_DIR
 from mnist_lightning.errors import InputError
 
-# Signs that are no digits, as in handwriting.SHAPES: strokes through points x,y of a square of 100 units.
+sys.path.append(str(Path(__file__).parent.parent / "tools/detector"))
+from strokes import Floats, shape, smooth
+
+# Signs that are no digits, as in strokes.SHAPES: strokes through points x,y of a square of 100
+# units.
 SIGNS = [
-    *("0,52/70,48|36,16/34,84", "0,50/60,48", "0,36/64,34|0,64/64,62", "0,24/60,84|60,22/0,86"),  # + - = x
+    *(
+        "0,52/70,48|36,16/34,84",
+        "0,50/60,48",
+        "0,36/64,34|0,64/64,62",
+        "0,24/60,84|60,22/0,86",
+    ),  # + - = x
     *("84,-15/0,115", "26,-15 4,20 0,50 4,80 26,115", "0,-15 22,20 26,50 22,80 0,115"),  # / ( )
     *("0,96/3,98", "8,92/0,112", "0,36/3,38|0,84/3,86"),  # . , :
 ]
@@ -51,10 +66,23 @@ INK = 0.35  # the share of a pixel that ink must cover to count as inked
 CELL = 1.1  # the width of a frame on a form, in heights of a digit
 HANDS = ("UCI", "MNIST", "strokes")
 SAVED = 4  # pages of each kind
-COLUMNS = ["pages", "digits", "found", "right", "false", "false, certain", "doubtful", "certain wrong", "lines", "ms"]
+COLUMNS = [
+    "pages",
+    "digits",
+    "found",
+    "right",
+    "false",
+    "false, certain",
+    "doubtful",
+    "certain wrong",
+    "lines",
+    "ms",
+]
 
 Glyph = Floats  # (h, w), the share of each pixel that ink covers, without a margin
-Samples = dict[tuple[str, int], NDArray[np.uint8]]  # of a hand and a digit: images (N, 8, 8) or (N, 28, 28)
+Samples = dict[
+    tuple[str, int], NDArray[np.uint8]
+]  # of a hand and a digit: images (N, 8, 8) or (N, 28, 28)
 
 
 class Mark(NamedTuple):
@@ -93,15 +121,19 @@ class Sheet:
     def __post_init__(self) -> None:
         self.printed = np.zeros_like(self.ink)
 
-    def put(self, glyph: Glyph, x: float, bottom: float, digit: int, line: int, number: int) -> None:
+    def put(
+        self, glyph: Glyph, x: float, bottom: float, digit: int, line: int, number: int
+    ) -> None:
         """Write a sign; the two integers say in which line and number."""
         left, top = round(x), round(bottom) - len(glyph)
         place = self.ink[max(top, 0) :, max(left, 0) :][: len(glyph), : glyph.shape[1]]
         np.maximum(place, glyph[: place.shape[0], : place.shape[1]], out=place)
-        grown = cv2.dilate(np.pad(glyph > INK, (0, 1)).astype(np.uint8), np.ones((2, 2)), anchor=(1, 1))
-        hull = cv2.convexHull(np.argwhere(grown)[:, ::-1].astype(np.float32)).reshape(-1, 2) + np.array(
-            [left, top], np.float32
+        grown = cv2.dilate(
+            np.pad(glyph > INK, (0, 1)).astype(np.uint8), np.ones((2, 2)), anchor=(1, 1)
         )
+        hull = cv2.convexHull(np.argwhere(grown)[:, ::-1].astype(np.float32)).reshape(
+            -1, 2
+        ) + np.array([left, top], np.float32)
         self.marks.append(Mark(digit, line, number, hull))
 
 
@@ -114,7 +146,9 @@ def draw(curves: Sequence[Floats], pen: float) -> Glyph:
     width, height = np.ceil(np.concatenate(curves).max(0) + pen / 2 + 1 - low).astype(int)
     canvas = np.zeros((height * FINE, width * FINE), np.uint8)
     for curve in curves:
-        points = ((curve - low) * FINE * 16).round().astype(np.int32)  # 4 bits of a pixel's fractions
+        points = (
+            ((curve - low) * FINE * 16).round().astype(np.int32)
+        )  # 4 bits of a pixel's fractions
         cv2.polylines(canvas, [points], False, 255, max(1, round(pen * FINE)), cv2.LINE_AA, 4)
     return trim(cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA) / np.float32(255))
 
@@ -125,13 +159,21 @@ def trim(ink: Floats) -> Glyph:
 
 
 def enlarged(image: NDArray[np.uint8], height: float) -> Glyph:
-    """Enlarge an image smoothly, and make its blurred strokes a pen's: dark, with an edge of about a pixel."""
+    """Enlarge an image smoothly, and make its blurred strokes a pen's.
+
+    Dark, with an edge of about a pixel.
+    """
     values = np.pad(image / np.float32(image.max()), 3)
     _, _, w, h = cv2.boundingRect((values > 0.4).astype(np.uint8))
     factor = height / max(h, w / 1.2)
     values = cv2.resize(values, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
     values += 0.8 * (values - cv2.blur(values, (round(2.8 * factor), round(2.8 * factor))))
-    for threshold in (0.6, 0.52, 0.45, 0.38):  # as thin as possible, so that loops are open, but in one piece
+    for threshold in (
+        0.6,
+        0.52,
+        0.45,
+        0.38,
+    ):  # as thin as possible, so that loops are open, but in one piece
         glyph = ((values - threshold) * max(1.5, factor / 1.2) + 0.5).clip(0, 1)
         _, labels, stats, _ = cv2.connectedComponentsWithStats((glyph > 0.1).astype(np.uint8))
         large = stats[:, 4] > 0.005 * glyph.size  # no specks
@@ -141,29 +183,41 @@ def enlarged(image: NDArray[np.uint8], height: float) -> Glyph:
     return trim(glyph)
 
 
-def written(digit: int, hand: str, height: float, pen: float, samples: Samples, rng: Generator) -> Glyph:
+def written(
+    digit: int, hand: str, height: float, pen: float, samples: Samples, rng: Generator
+) -> Glyph:
     if hand == "strokes":
         return draw([curve * (height - pen) for curve in shape(digit, rng)], pen)
     for _ in range(20):  # until it is readable: its loops are open, and no stroke is a blot
         glyph = enlarged(rng.choice(samples[hand, digit]), height)
         ground = (np.pad(glyph, 1) < INK).astype(np.uint8)
         thickest = cv2.distanceTransform(1 - ground, cv2.DIST_L2, 5).max()
-        if thickest < 0.14 * height and cv2.connectedComponents(ground)[0] - 2 >= LOOPS.get(digit, 0):
+        if thickest < 0.14 * height and cv2.connectedComponents(ground)[0] - 2 >= LOOPS.get(
+            digit, 0
+        ):
             break
     return glyph
 
 
 def broken(glyph: Glyph, height: float, rng: Generator) -> Glyph:
     """Cut a stroke across with a thin gap."""
-    depth = cv2.distanceTransform((np.pad(glyph, 1) > 0.5).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    ridge = np.argwhere((depth >= 0.8 * np.quantile(depth[depth > 0], 0.9)) & (depth >= cv2.blur(depth, (5, 5))))
+    depth = cv2.distanceTransform((np.pad(glyph, 1) > 0.5).astype(np.uint8), cv2.DIST_L2, 5)[
+        1:-1, 1:-1
+    ]
+    ridge = np.argwhere(
+        (depth >= 0.8 * np.quantile(depth[depth > 0], 0.9)) & (depth >= cv2.blur(depth, (5, 5)))
+    )
     y, x = rng.choice(ridge)
     near = np.argwhere(glyph[: y + round(height / 6), : x + round(height / 6)] > 0.5) - (y, x)
     near = near[np.abs(near).max(1) < height / 6]
     across = np.linalg.eigh(near.T @ near)[1][:, 0] * (1.6 * depth[y, x] + 2)
-    ends = [tuple(int(16 * side) for side in (x + s * across[1], y + s * across[0])) for s in (-1, 1)]
+    ends = [
+        tuple(int(16 * side) for side in (x + s * across[1], y + s * across[0])) for s in (-1, 1)
+    ]
     gap = np.zeros(glyph.shape, np.uint8)
-    cv2.line(gap, ends[0], ends[1], 255, max(2, round(height * rng.uniform(0.04, 0.07))), cv2.LINE_AA, 4)
+    cv2.line(
+        gap, ends[0], ends[1], 255, max(2, round(height * rng.uniform(0.04, 0.07))), cv2.LINE_AA, 4
+    )
     return glyph * (1 - gap / np.float32(255))
 
 
@@ -172,8 +226,12 @@ def sign(height: float, pen: float, rng: Generator) -> Glyph:
     kind = rng.choice(3, p=[0.6, 0.3, 0.1])
     if kind == 0:
         strokes = [stroke.replace("/", " ").split() for stroke in str(rng.choice(SIGNS)).split("|")]
-        curves = [np.array([point.split(",") for point in points], float) / 100 for points in strokes]
-        return draw([smooth(curve + rng.normal(0, 0.01, curve.shape)) * height for curve in curves], pen)
+        curves = [
+            np.array([point.split(",") for point in points], float) / 100 for points in strokes
+        ]
+        return draw(
+            [smooth(curve + rng.normal(0, 0.01, curve.shape)) * height for curve in curves], pen
+        )
     if kind == 1:
         canvas = np.zeros((round(height * 2.4), round(height * 2.4)), np.uint8)
         place, font = (round(height * 0.5), round(height * 1.7)), SCRIPTS[rng.integers(2)]
@@ -203,18 +261,29 @@ def places(glyphs: Sequence[Glyph], page: Sheet, style: str, rng: Generator) -> 
     gaps = page.height * rng.uniform(0.1, 0.4, len(glyphs))
     row = 0
     for i, (left, right) in enumerate(pairwise(glyphs), 1):
-        row = row + 1 if style == "touching" and rng.random() < 0.5 and row < 2 else 0  # at most three in a row
+        row = (
+            row + 1 if style == "touching" and rng.random() < 0.5 and row < 2 else 0
+        )  # at most three in a row
         if row:
-            gaps[i] = -overlap(left, right, 0.35 * min(left.shape[1], right.shape[1])) - 0.3 * page.pen
+            gaps[i] = (
+                -overlap(left, right, 0.35 * min(left.shape[1], right.shape[1])) - 0.3 * page.pen
+            )
     gaps[0] = 0
     return np.cumsum(gaps) + np.cumsum(widths) - widths
 
 
-def frame(page: Sheet, left: float, base: float, glyph: Glyph, rng: Generator) -> tuple[float, float]:
-    """Print a digit's frame, as on a form; return the digit's place, in one of six cases touching the frame."""
+def frame(
+    page: Sheet, left: float, base: float, glyph: Glyph, rng: Generator
+) -> tuple[float, float]:
+    """Print a digit's frame, as on a form.
+
+    Return the digit's place, in one of six cases touching the frame.
+    """
     x = [round(left + (glyph.shape[1] + side * CELL * page.height) / 2) for side in (-1, 1)]
     y = [round(base - 1.25 * page.height), round(base + 0.25 * page.height)]
-    cv2.rectangle(page.printed, (x[0], y[0]), (x[1], y[1]), 1, max(1, round(page.height * 0.025)), cv2.LINE_AA)
+    cv2.rectangle(
+        page.printed, (x[0], y[0]), (x[1], y[1]), 1, max(1, round(page.height * 0.025)), cv2.LINE_AA
+    )
     if rng.random() > 1 / 6:
         return left, base + rng.normal(0, 0.03) * page.height
     return [(x[0] - 2, base), (x[1] + 2 - glyph.shape[1], base), (left, y[1] + 2)][rng.integers(3)]
@@ -227,7 +296,13 @@ def between(page: Sheet, x: float, base: float, line: int, rng: Generator) -> fl
     if x + columns + page.height > page.ink.shape[1] * 0.95:
         return x
     x -= 0.3 * page.height
-    lift = 0.35 if rows < 0.75 * page.height < 1.9 * columns else -0.15 if rows > 1.15 * page.height else 0
+    lift = (
+        0.35
+        if rows < 0.75 * page.height < 1.9 * columns
+        else -0.15
+        if rows > 1.15 * page.height
+        else 0
+    )
     page.put(glyph, x, base - lift * page.height, -1, line, 0)
     return x + columns + page.height * rng.uniform(0.45, 0.8)
 
@@ -264,7 +339,9 @@ def sheet(
     rows, columns = size or sides[:: 1 if rng.random() < 0.2 else -1]
     hand = hand or str(rng.choice(HANDS))
     height = rng.uniform(*share) * min(rows, columns)
-    made = Sheet(np.zeros((rows, columns), np.float32), height, max(1.0, height * rng.uniform(*pen)))
+    made = Sheet(
+        np.zeros((rows, columns), np.float32), height, max(1.0, height * rng.uniform(*pen))
+    )
     pitch = made.pitch = height * rng.uniform(1.8, 2.6)
     room = int((rows * (1 - 2 * margin) - height) / pitch) + 1
     count = max(1, min(room, lines if lines > 6 else int(rng.integers(1, lines + 1))))
@@ -277,22 +354,35 @@ def sheet(
         while len(made.marks) < most and (number == 0 or x < right):
             if style == "signs" and number and rng.random() < 0.8:
                 x = between(made, x, base, line, rng)
-            digits = rng.integers(0, 10, min(int(rng.integers(1, 6)), most - len(made.marks))).tolist()
+            digits = rng.integers(
+                0, 10, min(int(rng.integers(1, 6)), most - len(made.marks))
+            ).tolist()
             sizes = height * rng.uniform(0.92, 1.08, len(digits))
-            glyphs = [written(d, hand, s, made.pen, samples, rng) for d, s in zip(digits, sizes, strict=True)]
+            glyphs = [
+                written(d, hand, s, made.pen, samples, rng)
+                for d, s in zip(digits, sizes, strict=True)
+            ]
             lefts = x + places(glyphs, made, style, rng)
             number += 1
-            for i, (digit, glyph, place) in enumerate(zip(digits, glyphs, lefts.tolist(), strict=True)):
+            for i, (digit, glyph, place) in enumerate(
+                zip(digits, glyphs, lefts.tolist(), strict=True)
+            ):
                 if place + glyph.shape[1] > right and (i or number > 1):
                     break
                 bottom = base + slope * place + rng.normal(0, 0.03) * height * (style != "touching")
-                if style == "broken" and digit != 6 and rng.random() < 0.7:  # a 6 with a gap in its back is a 5
+                if (
+                    style == "broken" and digit != 6 and rng.random() < 0.7
+                ):  # a 6 with a gap in its back is a 5
                     glyph = broken(glyph, height, rng)
                 if style == "boxes":
                     place, bottom = frame(made, place, base, glyph, rng)
                 made.put(glyph, place, bottom, digit, line, number)
             else:
-                x = place + glyph.shape[1] + height * (rng.uniform(0.9, 2.0) + 0.4 * (style == "boxes"))
+                x = (
+                    place
+                    + glyph.shape[1]
+                    + height * (rng.uniform(0.9, 2.0) + 0.4 * (style == "boxes"))
+                )
                 continue
             break
     return made
@@ -303,19 +393,25 @@ def rule(page: Sheet, pitch: float, x: float | None, y: float, width: float) -> 
     rows, columns = page.ink.shape
     for at in np.arange(y % pitch, rows, pitch).round().astype(int).tolist():
         cv2.line(page.printed, (0, at), (columns, at), 1, max(1, round(width)), cv2.LINE_AA)
-    for at in [] if x is None else np.arange(x % pitch, columns, pitch).round().astype(int).tolist():
+    for at in (
+        [] if x is None else np.arange(x % pitch, columns, pitch).round().astype(int).tolist()
+    ):
         cv2.line(page.printed, (at, 0), (at, rows), 1, max(1, round(width)), cv2.LINE_AA)
 
 
 # From a sheet to a picture
 
 
-def paint(page: Sheet, rng: Generator, paper: Any = None, pen: Any = None, lines: Any = None) -> Page:
+def paint(
+    page: Sheet, rng: Generator, paper: Any = None, pen: Any = None, lines: Any = None
+) -> Page:
     """Return the sheet in colours; by default a dark pen on light paper."""
     if paper is None:
         paper = rng.uniform(222, 252) * rng.uniform([0.97, 0.97, 0.9], [1, 1, 1])
     if pen is None:
-        pen = np.array([[30, 30, 34], [24, 40, 120], [70, 70, 74], [120, 24, 30], [15, 15, 15]])[rng.integers(5)]
+        pen = np.array([[30, 30, 34], [24, 40, 120], [70, 70, 74], [120, 24, 30], [15, 15, 15]])[
+            rng.integers(5)
+        ]
         pen = pen + rng.uniform(-12, 25, 3)
     picture = np.empty((*page.ink.shape, 3), np.float32)
     for channel in range(3):
@@ -327,11 +423,19 @@ def paint(page: Sheet, rng: Generator, paper: Any = None, pen: Any = None, lines
 
 
 def moved(marks: Sequence[Mark], matrix: NDArray[np.float64]) -> list[Mark]:
-    return [mark._replace(hull=cv2.perspectiveTransform(mark.hull[:, None], matrix).reshape(-1, 2)) for mark in marks]
+    return [
+        mark._replace(hull=cv2.perspectiveTransform(mark.hull[:, None], matrix).reshape(-1, 2))
+        for mark in marks
+    ]
 
 
-def seen(page: Page, rng: Generator, degrees: float, shift: float = 0.0, on_table: bool = True) -> Page:
-    """Return a page that is turned, with corners moved by up to a share of its sides; the rest is a table, or paper."""
+def seen(
+    page: Page, rng: Generator, degrees: float, shift: float = 0.0, on_table: bool = True
+) -> Page:
+    """Return a page that is turned, with corners moved by up to a share of its sides.
+
+    The rest is a table, or paper.
+    """
     sides = np.array(page.picture.shape[1::-1])
     square = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * sides
     corners = square + rng.uniform(0, shift, (4, 2)) * (sides - 2 * square)
@@ -340,20 +444,33 @@ def seen(page: Page, rng: Generator, degrees: float, shift: float = 0.0, on_tabl
     corners += free[0] - corners.min(0)
     width, height = np.ceil(corners.max(0) + free[1]).astype(int).tolist()
     paper = np.median(page.picture[::16, ::16], axis=(0, 1))
-    ground = table(height, width, rng) if on_table else np.full((height, width, 3), paper, np.float32)
+    ground = (
+        table(height, width, rng) if on_table else np.full((height, width, 3), paper, np.float32)
+    )
     matrix = cv2.getPerspectiveTransform(square.astype(np.float32), corners.astype(np.float32))
-    cv2.warpPerspective(page.picture, matrix, (width, height), ground, borderMode=cv2.BORDER_TRANSPARENT)
+    cv2.warpPerspective(
+        page.picture, matrix, (width, height), ground, borderMode=cv2.BORDER_TRANSPARENT
+    )
     return Page(ground, moved(page.marks, matrix))
 
 
 def table(rows: int, columns: int, rng: Generator) -> Floats:
     """Return a table of wood, of something dark, or under a cloth."""
     kind = rng.integers(3)
-    colour = [np.array([1, 0.72, 0.5]) * rng.uniform(70, 150), rng.uniform(15, 55, 3), rng.uniform(30, 130, 3)][kind]
-    grain = rng.normal(0, [12, 3, 4][kind], [(rows // 4, 6), (40, 40), (60, 60)][kind]).astype(np.float32)
+    colour = [
+        np.array([1, 0.72, 0.5]) * rng.uniform(70, 150),
+        rng.uniform(15, 55, 3),
+        rng.uniform(30, 130, 3),
+    ][kind]
+    grain = rng.normal(0, [12, 3, 4][kind], [(rows // 4, 6), (40, 40), (60, 60)][kind]).astype(
+        np.float32
+    )
     texture = cv2.resize(grain, (columns, rows), interpolation=cv2.INTER_CUBIC)
     if kind == 2:
-        x, y = (np.sin(np.arange(side, dtype=np.float32) * 2 * np.pi / rng.uniform(4, 9)) for side in (columns, rows))
+        x, y = (
+            np.sin(np.arange(side, dtype=np.float32) * 2 * np.pi / rng.uniform(4, 9))
+            for side in (columns, rows)
+        )
         texture += 7 * (x + y[:, None])
     return np.dstack([texture + np.float32(each) for each in colour])
 
@@ -362,7 +479,11 @@ def lit(page: Page, rng: Generator, shadow: bool = False) -> Page:
     """Light a page from one side, with dark corners, and let a shadow's edge fall on it."""
     coarse = np.empty((256, 256), np.float32)
     arch = 1 - rng.uniform(0, 0.15) * np.linspace(-1, 1, 256) ** 2
-    light = (1 + rng.uniform(0.05, 0.25 if shadow else 0.12) * (ramp(coarse, rng) - 0.7)) * arch * arch[:, None]
+    light = (
+        (1 + rng.uniform(0.05, 0.25 if shadow else 0.12) * (ramp(coarse, rng) - 0.7))
+        * arch
+        * arch[:, None]
+    )
     if shadow and rng.random() < 0.7:
         edge = ramp(coarse, rng) - rng.uniform(-0.6, 0.6)
         light *= 1 - rng.uniform(0.1, 0.25) * (1 + np.tanh(edge * rng.uniform(4, 30)))
@@ -370,7 +491,9 @@ def lit(page: Page, rng: Generator, shadow: bool = False) -> Page:
     return page._replace(picture=page.picture * light[..., None])
 
 
-def finished(page: Page, rng: Generator, blur: float = 0.0, noise: float = 1.0, quality: float = 92) -> Page:
+def finished(
+    page: Page, rng: Generator, blur: float = 0.0, noise: float = 1.0, quality: float = 92
+) -> Page:
     """Return the page as a camera or scanner stores it."""
     picture = cv2.GaussianBlur(page.picture, (0, 0), blur) if blur > 0.3 else page.picture
     grain = rng.standard_normal(picture.shape[:2], np.float32) * np.float32(noise)
@@ -378,7 +501,9 @@ def finished(page: Page, rng: Generator, blur: float = 0.0, noise: float = 1.0, 
 
 
 def photographed(page: Page, rng: Generator) -> Page:
-    return finished(lit(page, rng), rng, rng.uniform(0.4, 1.2), rng.uniform(1, 3), rng.uniform(70, 95))
+    return finished(
+        lit(page, rng), rng, rng.uniform(0.4, 1.2), rng.uniform(1, 3), rng.uniform(70, 95)
+    )
 
 
 # Kinds
@@ -397,7 +522,9 @@ def laid(samples: Samples, rng: Generator, shift: float = 0.0, cut: bool = False
     page = paint(sheet(samples, rng, margin=0.12 if cut else 0.08), rng)
     degrees = rng.uniform(-15, 15) if rng.random() < 0.7 else 0.0
     page = seen(page, rng, degrees / 2 if shift else degrees, shift)
-    if cut:  # the picture ends between the sheet's edge and the writing, at one side or at two that meet
+    if (
+        cut
+    ):  # the picture ends between the sheet's edge and the writing, at one side or at two that meet
         inner = np.concatenate([mark.hull for mark in page.marks])
         low, high = np.zeros(2), np.array(page.picture.shape[1::-1], float)
         first = rng.integers(2)
@@ -408,12 +535,16 @@ def laid(samples: Samples, rng: Generator, shift: float = 0.0, cut: bool = False
                 high[axis] = min(inner[:, axis].max() + rng.uniform(15, 60), high[axis])
         (left, top), (right, bottom) = low.astype(int), high.astype(int)
         matrix = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1]], float)
-        page = Page(np.ascontiguousarray(page.picture[top:bottom, left:right]), moved(page.marks, matrix))
+        page = Page(
+            np.ascontiguousarray(page.picture[top:bottom, left:right]), moved(page.marks, matrix)
+        )
     return photographed(page, rng)
 
 
 def rotated(samples: Samples, rng: Generator) -> Page:
-    return finished(seen(paint(sheet(samples, rng), rng), rng, rng.uniform(-30, 30), on_table=False), rng)
+    return finished(
+        seen(paint(sheet(samples, rng), rng), rng, rng.uniform(-30, 30), on_table=False), rng
+    )
 
 
 def line_colour(rng: Generator) -> NDArray[np.float64]:
@@ -425,22 +556,40 @@ def line_colour(rng: Generator) -> NDArray[np.float64]:
 def ruled(samples: Samples, rng: Generator) -> Page:
     page = sheet(samples, rng)
     pitch = page.pitch * (0.5 if rng.random() < 0.3 else 1)
-    offset = rng.normal(0, 0.03) * page.height if rng.random() < 0.6 else rng.uniform(-0.5, 0.5) * page.height
-    rule(page, pitch, None, page.marks[0].box[3] + offset, rng.uniform(1, 2.4) * min(page.ink.shape) / 800)
+    offset = (
+        rng.normal(0, 0.03) * page.height
+        if rng.random() < 0.6
+        else rng.uniform(-0.5, 0.5) * page.height
+    )
+    rule(
+        page,
+        pitch,
+        None,
+        page.marks[0].box[3] + offset,
+        rng.uniform(1, 2.4) * min(page.ink.shape) / 800,
+    )
     made = paint(page, rng, lines=line_colour(rng))
     return finished(
-        seen(made, rng, rng.uniform(-1, 1), on_table=False), rng, rng.uniform(0, 0.6), 1.5, rng.uniform(75, 95)
+        seen(made, rng, rng.uniform(-1, 1), on_table=False),
+        rng,
+        rng.uniform(0, 0.6),
+        1.5,
+        rng.uniform(75, 95),
     )
 
 
 def squared(samples: Samples, rng: Generator, alone: bool = False) -> Page:
     if alone:
         side = int(rng.integers(110, 320))
-        page = sheet(samples, rng, size=(side, side), share=(0.45, 0.65), lines=1, most=1, margin=0.1)
+        page = sheet(
+            samples, rng, size=(side, side), share=(0.45, 0.65), lines=1, most=1, margin=0.1
+        )
     else:
         page = sheet(samples, rng)
     pitch = page.height * rng.uniform(0.5, 0.95)
-    at = rng.uniform(0, 2, 2) if alone else rng.uniform(0, pitch, 2)  # alone: a line runs along the edge
+    at = (
+        rng.uniform(0, 2, 2) if alone else rng.uniform(0, pitch, 2)
+    )  # alone: a line runs along the edge
     rule(page, pitch, at[0], at[1], rng.uniform(1, 1.8) * page.height / 60)
     made = paint(page, rng, lines=line_colour(rng))
     made = made if alone else seen(made, rng, rng.uniform(-1, 1), on_table=False)
@@ -451,8 +600,15 @@ def underlined(samples: Samples, rng: Generator) -> Page:
     page = sheet(samples, rng)
     for _, group in groupby(page.marks, lambda mark: (mark.line, mark.number)):
         points = np.concatenate([mark.hull for mark in group])
-        (left, _), (right, bottom) = points.min(0), points.max(0)  # the line touches at least the lowest digit
-        x = np.linspace(left - rng.uniform(0.05, 0.3) * page.height, right + rng.uniform(0.05, 0.3) * page.height, 4)
+        (left, _), (right, bottom) = (
+            points.min(0),
+            points.max(0),
+        )  # the line touches at least the lowest digit
+        x = np.linspace(
+            left - rng.uniform(0.05, 0.3) * page.height,
+            right + rng.uniform(0.05, 0.3) * page.height,
+            4,
+        )
         y = bottom - page.pen * rng.uniform(0, 0.6) + rng.normal(0, 0.01, 4) * page.height
         curve = (smooth(np.stack([x, y], 1)) * 16).round().astype(np.int32)
         cv2.polylines(page.ink, [curve], False, 1, max(1, round(page.pen * 0.8)), cv2.LINE_AA, 4)
@@ -461,7 +617,10 @@ def underlined(samples: Samples, rng: Generator) -> Page:
 
 def boxed(samples: Samples, rng: Generator) -> Page:
     page = sheet(samples, rng, style="boxes", share=(0.055, 0.1))
-    colours = rng.uniform([[20, 20, 20], [90, 90, 90], [180, 60, 50]], [[60, 60, 60], [170, 170, 170], [225, 140, 120]])
+    colours = rng.uniform(
+        [[20, 20, 20], [90, 90, 90], [180, 60, 50]],
+        [[60, 60, 60], [170, 170, 170], [225, 140, 120]],
+    )
     return finished(paint(page, rng, lines=colours[rng.integers(3)]), rng, noise=1.5)
 
 
@@ -469,7 +628,11 @@ def pencil(samples: Samples, rng: Generator) -> Page:
     page = sheet(samples, rng, hand="strokes", pen=(0.03, 0.06))
     page.ink *= rng.uniform(0.65, 1, page.ink.shape).astype(np.float32)
     paper = rng.uniform(225, 250)
-    return finished(paint(page, rng, np.full(3, paper), np.full(3, paper - rng.uniform(60, 120))), rng, noise=1.5)
+    return finished(
+        paint(page, rng, np.full(3, paper), np.full(3, paper - rng.uniform(60, 120))),
+        rng,
+        noise=1.5,
+    )
 
 
 def poor(samples: Samples, rng: Generator) -> Page:
@@ -481,16 +644,30 @@ def chalk(samples: Samples, rng: Generator) -> Page:
     page = sheet(samples, rng)
     page.ink *= (rng.standard_normal(page.ink.shape, np.float32) * 0.2 + 0.85).clip(0.2, 1)
     board = np.array([[0.75, 1, 0.85], [1, 1, 1]])[rng.integers(2)] * rng.uniform(30, 70)
-    made = paint(page, rng, board, rng.uniform(205, 240) * rng.uniform([0.95, 0.95, 0.85], [1, 1, 1]))
-    dust = cv2.resize(rng.normal(0, 5, (6, 8)).astype(np.float32), page.ink.shape[::-1], interpolation=cv2.INTER_CUBIC)
+    made = paint(
+        page, rng, board, rng.uniform(205, 240) * rng.uniform([0.95, 0.95, 0.85], [1, 1, 1])
+    )
+    dust = cv2.resize(
+        rng.normal(0, 5, (6, 8)).astype(np.float32),
+        page.ink.shape[::-1],
+        interpolation=cv2.INTER_CUBIC,
+    )
     return finished(lit(made._replace(picture=made.picture + dust[..., None]), rng), rng, 0.6, 2)
 
 
 def many(samples: Samples, rng: Generator) -> Page:
-    rows, columns = sorted((round(rng.uniform(1050, 1500)), round(rng.uniform(1400, 1700))), reverse=True)
+    rows, columns = sorted(
+        (round(rng.uniform(1050, 1500)), round(rng.uniform(1400, 1700))), reverse=True
+    )
     share = (rows * columns * 0.7 / (200 * 1.3 * 2.2)) ** 0.5 / columns
     return clean(
-        samples, rng, size=(rows, columns), share=(0.76 * share, 0.86 * share), lines=40, most=200, margin=0.05
+        samples,
+        rng,
+        size=(rows, columns),
+        share=(0.76 * share, 0.86 * share),
+        lines=40,
+        most=200,
+        margin=0.05,
     )
 
 
@@ -532,10 +709,17 @@ def hands(data_dir: str) -> Samples:
     """Return the digits of scikit-learn and MNIST's training images, by hand and digit."""
     uci, (images, labels) = load_digits(), MNIST(data_dir).load("train")
     # 8x8 pixels are not always readable: a digit counts if it is like its three nearest neighbours.
-    neighbours = NearestNeighbors(n_neighbors=4).fit(uci.data).kneighbors(uci.data, return_distance=False)
+    neighbours = (
+        NearestNeighbors(n_neighbors=4).fit(uci.data).kneighbors(uci.data, return_distance=False)
+    )
     plain = (uci.target[neighbours] == uci.target[:, None]).all(1)
-    sets = {"UCI": (uci.images[plain].astype(np.uint8), uci.target[plain]), "MNIST": (images, labels)}
-    return {(hand, d): images[labels == d] for hand, (images, labels) in sets.items() for d in range(10)}
+    sets = {
+        "UCI": (uci.images[plain].astype(np.uint8), uci.target[plain]),
+        "MNIST": (images, labels),
+    }
+    return {
+        (hand, d): images[labels == d] for hand, (images, labels) in sets.items() for d in range(10)
+    }
 
 
 def pages(kind: str, count: int, seed: int, samples: Samples) -> Iterator[Page]:
@@ -571,19 +755,32 @@ def text(digits: Sequence[Any]) -> str:
     """Return lines of numbers; what they end with says where a line ends."""
     places = [(digit.line, digit.number, digit.digit) for digit in digits]
     lines = groupby(places, lambda place: place[0])
-    numbers = [[list(number) for _, number in groupby(line, lambda place: place[1])] for _, line in lines]
-    return "\n".join(" ".join("".join(str(place[2]) for place in number) for number in line) for line in numbers)
+    numbers = [
+        [list(number) for _, number in groupby(line, lambda place: place[1])] for _, line in lines
+    ]
+    return "\n".join(
+        " ".join("".join(str(place[2]) for place in number) for number in line) for line in numbers
+    )
 
 
 def score(page: Page, found: Sequence[Any]) -> NDArray[np.float64]:
-    """Return counts, in the order of the columns; the last is the number of finds called certain."""
+    """Return counts, in the order of the columns.
+
+    The last is the number of finds called certain.
+    """
     truth = [mark for mark in page.marks if mark.digit >= 0]
     pairs = matched(truth, found)
     sure = [find.certain for find in found]
     right = [i in pairs and find.digit == truth[pairs[i]].digit for i, find in enumerate(found)]
     false = [i for i in range(len(found)) if i not in pairs]
     wrong = sum(certain and not ok for certain, ok in zip(sure, right, strict=True))
-    shares = [len(pairs), sum(right), len(false), sum(sure[i] for i in false), sum(not sure[i] for i in pairs)]
+    shares = [
+        len(pairs),
+        sum(right),
+        len(false),
+        sum(sure[i] for i in false),
+        sum(not sure[i] for i in pairs),
+    ]
     return np.array([1, len(truth), *shares, wrong, text(truth) == text(found), sum(sure)], float)
 
 
@@ -591,30 +788,61 @@ def shares(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(counts[2:9] / [*[counts[1]] * 5, max(counts[9], 1), counts[0]])
 
 
-def row(name: str, counts: NDArray[np.float64], parts: NDArray[np.float64], times: Sequence[float]) -> str:
+def row(
+    name: str, counts: NDArray[np.float64], parts: NDArray[np.float64], times: Sequence[float]
+) -> str:
     cells = [name, f"{counts[0]:,.0f}", f"{counts[1]:,.0f}", *(f"{part:.1%}" for part in parts)]
     return f"| {' | '.join(cells)} | {np.median(times):.0f} |"
 
 
 def save(page: Page, found: Sequence[Any], stem: Path) -> None:
-    """Write a page, its text, and a copy: true boxes are green, wrong finds red, doubtful ones orange."""
+    """Write a page, its text, and a copy.
+
+    True boxes are green, wrong finds red, doubtful ones orange.
+    """
     picture = page.picture if page.picture.ndim == 3 else np.dstack([page.picture] * 3)
     Image.fromarray(picture).save(stem.with_suffix(".jpg"), quality=95)
     truth = [mark for mark in page.marks if mark.digit >= 0]
     stem.with_suffix(".txt").write_text(text(truth) + "\n")
-    copy, pairs, thick = picture.copy(), matched(truth, found), max(1, min(picture.shape[:2]) // 500)
+    copy, pairs, thick = (
+        picture.copy(),
+        matched(truth, found),
+        max(1, min(picture.shape[:2]) // 500),
+    )
     for mark in page.marks:
-        cv2.rectangle(copy, mark.box[:2], mark.box[2:], (0, 170, 0) if mark.digit >= 0 else (150, 150, 150), thick)
+        cv2.rectangle(
+            copy,
+            mark.box[:2],
+            mark.box[2:],
+            (0, 170, 0) if mark.digit >= 0 else (150, 150, 150),
+            thick,
+        )
     for index, find in enumerate(found):
         sure = (0, 90, 255) if find.certain else (255, 140, 0)
         colour = sure if index in pairs and truth[pairs[index]].digit == find.digit else (235, 0, 0)
-        cv2.rectangle(copy, find.box[:2], find.box[2:], colour, thick if colour != (0, 90, 255) else 1)
-        scale, place = max(0.35, (find.box[3] - find.box[1]) / 90), (find.box[0], max(12, find.box[1] - 2))
-        cv2.putText(copy, str(find.digit), place, cv2.FONT_HERSHEY_SIMPLEX, min(scale, 4), colour, thick, cv2.LINE_AA)
+        cv2.rectangle(
+            copy, find.box[:2], find.box[2:], colour, thick if colour != (0, 90, 255) else 1
+        )
+        scale, place = (
+            max(0.35, (find.box[3] - find.box[1]) / 90),
+            (find.box[0], max(12, find.box[1] - 2)),
+        )
+        cv2.putText(
+            copy,
+            str(find.digit),
+            place,
+            cv2.FONT_HERSHEY_SIMPLEX,
+            min(scale, 4),
+            colour,
+            thick,
+            cv2.LINE_AA,
+        )
     Image.fromarray(copy).save(stem.with_name(f"{stem.name}, read.jpg"), quality=90)
 
 
-def measure(net: nn.Module, kind: str, count: int, seed: int, samples: Samples, folder: Path | None) -> Any:
+def measure(
+    net: nn.Module, kind: str, count: int, seed: int, samples: Samples, folder: Path | None
+) -> Any:
     """Return the counts of a kind, and the milliseconds for each page."""
     total, times = np.zeros(10), []
     for index, page in enumerate(pages(kind, count, seed, samples)):
@@ -630,13 +858,21 @@ def measure(net: nn.Module, kind: str, count: int, seed: int, samples: Samples, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or a folder with runs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a run folder, or a folder with runs"
+    )
     parser.add_argument("--pages", type=int, default=1000, help="of all kinds together")
     parser.add_argument("--seed", type=int, default=0, help="of the pages")
-    parser.add_argument("--kind", nargs="+", choices=list(KINDS), metavar="NAME", help="only these kinds")
+    parser.add_argument(
+        "--kind", nargs="+", choices=list(KINDS), metavar="NAME", help="only these kinds"
+    )
     parser.add_argument("--data_dir", default=DEFAULT_DATA_DIR, help="folder with MNIST")
-    parser.add_argument("--save", type=Path, metavar="DIR", help=f"write the first {SAVED} pages of each kind")
+    parser.add_argument(
+        "--save", type=Path, metavar="DIR", help=f"write the first {SAVED} pages of each kind"
+    )
     args = parser.parse_args()
     try:
         samples = hands(args.data_dir)
@@ -653,7 +889,9 @@ def main() -> None:
         times: list[float] = []
         for place, kind in enumerate(KINDS):
             if not args.kind or kind in args.kind:
-                count = max(1, args.pages * (place + 1) // len(KINDS) - args.pages * place // len(KINDS))
+                count = max(
+                    1, args.pages * (place + 1) // len(KINDS) - args.pages * place // len(KINDS)
+                )
                 counts, each = measure(net, kind, count, args.seed, samples, args.save)
                 print(row(kind, counts, shares(counts), each), flush=True)
                 all_counts, times = [*all_counts, counts], times + each

@@ -1,9 +1,12 @@
-"""Measure how many images a second are classified: by a Trainer, by `run.predict(images)`, and by the network alone.
+"""Measure how many images a second are classified.
+
+By a Trainer, by `run.predict(images)`, and by the network alone.
 
     python benchmarks/predict.py [--data_dir data] [--rounds 10]
 
-The default network, untrained, classifies MNIST's test images six times over. All three begin with bytes in memory and
-take turns. The network alone gives logits, at the best of several batch sizes; the others give probabilities.
+The default network, untrained, classifies MNIST's test images six times over. All three begin with
+bytes in memory and take turns. The network alone gives logits, at the best of several batch sizes;
+the others give probabilities.
 """
 
 import argparse
@@ -52,8 +55,12 @@ def by_trainer(module: DigitClassifier, data: Repeated) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", default=DEFAULT_DATA_DIR, help="folder with MNIST; downloaded if missing")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data_dir", default=DEFAULT_DATA_DIR, help="folder with MNIST; downloaded if missing"
+    )
     parser.add_argument("--rounds", type=int, default=10)
     args = parser.parse_args()
 
@@ -65,9 +72,13 @@ def main() -> None:
     images = data.test_set.images
     run = Run(Path(tempfile.gettempdir()), None, module, data)  # predict(images) writes nothing
     ways: dict[str, Callable[[], object]] = {
-        f"network alone, batch {size:,}": lambda size=size: alone(module.net, images, size) for size in SIZES
+        f"network alone, batch {size:,}": lambda size=size: alone(module.net, images, size)
+        for size in SIZES
     }
-    ways |= {"run.predict(images)": lambda: run.predict(images), "Trainer.predict": lambda: by_trainer(module, data)}
+    ways |= {
+        "run.predict(images)": lambda: run.predict(images),
+        "Trainer.predict": lambda: by_trainer(module, data),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(args.rounds + 1):
         for name, way in ways.items():

@@ -1,12 +1,16 @@
-"""Train the default recipe with this project and with what one would use instead, in turn on one machine.
+"""Train the default recipe with this project and with what one would use instead.
 
-    python benchmarks/speed.py [--data_dir data] [--peers_python PYTHON] [--old PATH] [--output JSON] [--plot PNG]
+In turn on one machine.
 
-Each round trains every row once, in a process of its own and with another seed. "fit" is the time of training with a
-validation pass each epoch, without imports and loading data. The peers are in peers/. Keras and JAX need
-`pip install tensorflow jax optax keras`, best in an environment of their own, whose interpreter is PYTHON. With --old,
-`fit` of another checkout of this project runs in turn too. A row on one thread is marked 1, one on all cores "all".
-Test accuracy is that of the last epoch; for `fit`, that of the epoch with the best validation accuracy.
+    python benchmarks/speed.py [--data_dir data] [--peers_python PYTHON] [--old PATH] [--output
+    JSON] [--plot PNG]
+
+Each round trains every row once, in a process of its own and with another seed. "fit" is the time
+of training with a validation pass each epoch, without imports and loading data. The peers are in
+peers/. Keras and JAX need `pip install tensorflow jax optax keras`, best in an environment of their
+own, whose interpreter is PYTHON. With --old, `fit` of another checkout of this project runs in turn
+too. A row on one thread is marked 1, one on all cores "all". Test accuracy is that of the last
+epoch; for `fit`, that of the epoch with the best validation accuracy.
 """
 
 import argparse
@@ -39,7 +43,9 @@ class Row(NamedTuple):
     config: str = ""
     checkout: Path = ROOT
     script: str = ""
-    packages: Sequence[str] = ()  # those of --peers_python; the other scripts run where mnist_lightning does
+    packages: Sequence[
+        str
+    ] = ()  # those of --peers_python; the other scripts run where mnist_lightning does
     environment: Mapping[str, str] = {}
 
     @property
@@ -53,11 +59,21 @@ ROWS = {
     "fit": Row("`fit`, everything on", "1", config="default"),
     "library": Row("`fit` in Python, no logger or checkpoint", "1", script="library.py"),
     "fast": Row("`fit --config configs/fast.yaml`", "1", config="fast"),
-    "jax-scan": Row("JAX, one `lax.scan` per epoch", "all", script="jax_scan.py", packages=("jax", "optax")),
-    "keras-jax": Row("Keras on JAX", "all", "", ROOT, KERAS, ("keras", "jax"), {"KERAS_BACKEND": "jax"}),
+    "jax-scan": Row(
+        "JAX, one `lax.scan` per epoch", "all", script="jax_scan.py", packages=("jax", "optax")
+    ),
+    "keras-jax": Row(
+        "Keras on JAX", "all", "", ROOT, KERAS, ("keras", "jax"), {"KERAS_BACKEND": "jax"}
+    ),
     "torch-loop": Row("plain torch loop", "all", script="torch_loop.py"),
     "keras-tensorflow": Row(
-        "Keras on TensorFlow", "all", "", ROOT, KERAS, ("keras", "tensorflow"), {"KERAS_BACKEND": "tensorflow"}
+        "Keras on TensorFlow",
+        "all",
+        "",
+        ROOT,
+        KERAS,
+        ("keras", "tensorflow"),
+        {"KERAS_BACKEND": "tensorflow"},
     ),
     "lightning-docs": Row("Lightning as its docs teach it", "all", script="lightning_docs.py"),
 }
@@ -75,8 +91,15 @@ def installed(python: str, packages: Sequence[str]) -> dict[str, str] | None:
 
 def run_fit(row: Row, data_dir: str, epochs: int | None, seed: int) -> dict[str, float]:
     """Run ``fit`` and ``test`` in a new folder, which is deleted."""
-    settings = ["--config", str(row.checkout / f"configs/{row.config}.yaml"), "--data.data_dir", data_dir]
-    settings += ["--seed_everything", str(seed)] + (["--trainer.max_epochs", str(epochs)] if epochs else [])
+    settings = [
+        "--config",
+        str(row.checkout / f"configs/{row.config}.yaml"),
+        "--data.data_dir",
+        data_dir,
+    ]
+    settings += ["--seed_everything", str(seed)] + (
+        ["--trainer.max_epochs", str(epochs)] if epochs else []
+    )
     with tempfile.TemporaryDirectory() as folder:
         program = [sys.executable, "-m", "mnist_lightning"]
         environment = {"PYTHONPATH": str(row.checkout)}
@@ -85,12 +108,25 @@ def run_fit(row: Row, data_dir: str, epochs: int | None, seed: int) -> dict[str,
         run = Path(folder) / "lightning_logs/version_0"
         seconds = json.loads((run / "run.json").read_text())["fit_seconds"]
         accuracy = json.loads((run / "report/metrics.json").read_text())["accuracy"]
-    return {"fit_seconds": seconds, "test_accuracy": accuracy, "peak_mb": done.peak_mb, "seconds": done.seconds}
+    return {
+        "fit_seconds": seconds,
+        "test_accuracy": accuracy,
+        "peak_mb": done.peak_mb,
+        "seconds": done.seconds,
+    }
 
 
-def run_script(row: Row, python: str, data_dir: str, epochs: int | None, seed: int) -> dict[str, float]:
+def run_script(
+    row: Row, python: str, data_dir: str, epochs: int | None, seed: int
+) -> dict[str, float]:
     """Run a script in peers/."""
-    command = [python, str(ROOT / "benchmarks/peers" / row.script), data_dir, str(epochs or 10), str(seed)]
+    command = [
+        python,
+        str(ROOT / "benchmarks/peers" / row.script),
+        data_dir,
+        str(epochs or 10),
+        str(seed),
+    ]
     done = measure.run(command, row.environment)
     result = json.loads(re.findall(r'\{"fit_seconds".*\}', done.output)[-1])
     return {**result, "peak_mb": done.peak_mb, "seconds": done.seconds}
@@ -100,13 +136,23 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Return each row's figures over its runs, which name it in ``row``."""
     summary: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(run["row"] for run in runs):
-        mine = {key: [run[key] for run in runs if run["row"] == name] for key in runs[0] if key != "row"}
+        mine = {
+            key: [run[key] for run in runs if run["row"] == name] for key in runs[0] if key != "row"
+        }
         seconds = mine["fit_seconds"]
-        summary[name] = {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
+        summary[name] = {
+            "median": statistics.median(seconds),
+            "min": min(seconds),
+            "max": max(seconds),
+        }
         summary[name] |= {"accuracy": statistics.mean(mine["test_accuracy"])}
         summary[name] |= {key: statistics.median(mine[key]) for key in ("peak_mb", "seconds")}
     for row in summary.values():
-        row |= {f"to_{name}": row["median"] / summary[name]["median"] for name in REFERENCES if name in summary}
+        row |= {
+            f"to_{name}": row["median"] / summary[name]["median"]
+            for name in REFERENCES
+            if name in summary
+        }
     return summary
 
 
@@ -126,7 +172,15 @@ def comparison(rows: Mapping[str, Row], summary: Mapping[str, Mapping[str, float
         for name, row in summary.items()
     ]
     titles = [REFERENCES[name] for name in references]
-    header = ["", "threads", "fit, s (range)", *titles, "test accuracy", "peak MB", "whole command, s"]
+    header = [
+        "",
+        "threads",
+        "fit, s (range)",
+        *titles,
+        "test accuracy",
+        "peak MB",
+        "whole command, s",
+    ]
     lines = [measure.table(header, cells)]
     for name in OLD:
         if f"{name}-old" in summary and name in summary:
@@ -135,7 +189,9 @@ def comparison(rows: Mapping[str, Row], summary: Mapping[str, Mapping[str, float
     return "\n\n".join(lines)
 
 
-def bars(rows: Mapping[str, Row], summary: Mapping[str, Mapping[str, float]], caption: str) -> "Figure":
+def bars(
+    rows: Mapping[str, Row], summary: Mapping[str, Mapping[str, float]], caption: str
+) -> "Figure":
     """Draw the medians, the fastest on top, with whiskers from the fastest to the slowest round."""
     from matplotlib.figure import Figure
 
@@ -165,15 +221,23 @@ def bars(rows: Mapping[str, Row], summary: Mapping[str, Mapping[str, float]], ca
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     # Not data.base's constant: importing it would count in every peak (see measure.run).
     data_dir = os.environ.get("MNIST_LIGHTNING_DATA", "data")
     parser.add_argument("--data_dir", default=data_dir, help="folder with MNIST")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, help="for a quick try; by default each recipe's own")
-    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
-    parser.add_argument("--peers_python", default=sys.executable, metavar="PYTHON", help="has TensorFlow and JAX")
-    parser.add_argument("--old", type=Path, metavar="PATH", help="another checkout of this project to compare with")
+    parser.add_argument(
+        "--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS)
+    )
+    parser.add_argument(
+        "--peers_python", default=sys.executable, metavar="PYTHON", help="has TensorFlow and JAX"
+    )
+    parser.add_argument(
+        "--old", type=Path, metavar="PATH", help="another checkout of this project to compare with"
+    )
     parser.add_argument("--output", type=Path, metavar="JSON", help="where to write all figures")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="where to draw the medians")
     args = parser.parse_args()
@@ -185,13 +249,18 @@ def main() -> None:
     for name in args.only:
         versions = installed(args.peers_python, ROWS[name].packages)
         if versions is None:
-            print(f"{ROWS[name].label}: skipped, needs {' and '.join(ROWS[name].packages)}", flush=True)
+            print(
+                f"{ROWS[name].label}: skipped, needs {' and '.join(ROWS[name].packages)}",
+                flush=True,
+            )
             continue
         about["versions"] |= versions
         rows[name] = ROWS[name]
         if args.old and name in OLD:
             rows[f"{name}-old"] = rows[name]._replace(
-                label=f"{rows[name].label}, {args.old.name}", threads="-", checkout=args.old.resolve()
+                label=f"{rows[name].label}, {args.old.name}",
+                threads="-",
+                checkout=args.old.resolve(),
             )
 
     runs: list[dict[str, Any]] = []
@@ -204,12 +273,16 @@ def main() -> None:
             took = f"{result['fit_seconds']:.1f} s, test {result['test_accuracy']:.2%}"
             print(f"round {number + 1} of {args.rounds}, {row.label}: {took}", flush=True)
         if args.output is not None:  # after each round, so that little is lost if one fails
-            args.output.write_text(json.dumps({**about, "summary": summarise(runs), "runs": runs}, indent=2) + "\n")
+            args.output.write_text(
+                json.dumps({**about, "summary": summarise(runs), "runs": runs}, indent=2) + "\n"
+            )
     summary = summarise(runs)
     print(f"\n{comparison(rows, summary)}")
     if args.plot is not None:
         where = f"{about['cpu']}, {about['cores']} cores, torch {about['versions']['torch']}"
-        caption = f"{args.epochs or 10} epochs, fast.yaml its own; {args.rounds} rounds in turn; {where}"
+        caption = (
+            f"{args.epochs or 10} epochs, fast.yaml its own; {args.rounds} rounds in turn; {where}"
+        )
         bars(rows, summary, caption).savefig(args.plot, dpi=120)
 
 

@@ -1,4 +1,6 @@
-"""The convolutional network in Keras, with its own layers for augmentation. KERAS_BACKEND picks tensorflow or jax.
+"""The convolutional network in Keras.
+
+With its own layers for augmentation. KERAS_BACKEND picks tensorflow or jax.
 
 python benchmarks/peers/cnn_keras.py DATA_DIR EPOCHS IMAGES none|keras float32|bfloat16
 
@@ -19,7 +21,7 @@ from peer import load
 
 
 def network() -> keras.Model:
-    """Return the network of ``mnist_lightning.models.cnn``."""
+    """Return the network of ``mnist_lightning.networks``."""
     net: list[keras.layers.Layer] = [layers.Input((28, 28, 1))]
     for number, channels in enumerate((32, 32, 64, 64, 128, 128)):
         net += [layers.Conv2D(channels, 3, padding="same", use_bias=False)]
@@ -30,7 +32,10 @@ def network() -> keras.Model:
 
 
 def augmentation() -> keras.layers.Pipeline:
-    """Return Keras's nearest to this package's deformations, five layers that each resample the image."""
+    """Return Keras's nearest to this package's deformations.
+
+    Five layers that each resample the image.
+    """
     black = {"fill_mode": "constant", "fill_value": 0.0, "dtype": "float32"}
     steps = [
         layers.RandomRotation(15 / 360, **black),
@@ -51,7 +56,9 @@ x, y = x[..., None].astype(np.float32) / 255, keras.utils.to_categorical(labels,
 val = slice(48_000, 48_000 + number // 4)
 model = network()
 third = int(epochs) * -(-number // 128) // 3  # of the updates
-schedule = keras.optimizers.schedules.CosineDecay(1.6e-4, 2 * third, warmup_target=4e-3, warmup_steps=third)
+schedule = keras.optimizers.schedules.CosineDecay(
+    1.6e-4, 2 * third, warmup_target=4e-3, warmup_steps=third
+)
 model.compile(
     keras.optimizers.AdamW(schedule, weight_decay=0.02),
     keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.05),
@@ -61,13 +68,26 @@ train = {"x": x[:number], "y": y[:number], "batch_size": 128}
 if augmented == "keras":
     change = augmentation()
     batches = tf.data.Dataset.from_tensor_slices((train["x"], train["y"])).shuffle(number)
-    batches = batches.batch(128, drop_remainder=True)  # the elastic layer wants to know the size of a batch
+    batches = batches.batch(
+        128, drop_remainder=True
+    )  # the elastic layer wants to know the size of a batch
     batches = batches.map(lambda a, b: (change(a), b), num_parallel_calls=tf.data.AUTOTUNE)
     # One iterator for all epochs: TensorFlow takes seconds to begin with such a graph.
     train = {"x": batches.repeat().prefetch(tf.data.AUTOTUNE), "steps_per_epoch": number // 128}
 times = [time.perf_counter()]
-clock = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: times.append(time.perf_counter()))  # after validation
-given = {"validation_data": (x[val], y[val]), "validation_batch_size": 1000, "verbose": 0, "callbacks": [clock]}
+clock = keras.callbacks.LambdaCallback(
+    on_epoch_end=lambda *_: times.append(time.perf_counter())
+)  # after validation
+given = {
+    "validation_data": (x[val], y[val]),
+    "validation_batch_size": 1000,
+    "verbose": 0,
+    "callbacks": [clock],
+}
 done = model.fit(**train, epochs=int(epochs), **given)
 seconds = np.diff(times).round(3)
-print(json.dumps({"seconds": seconds.tolist(), "val_accuracy": round(done.history["val_accuracy"][-1], 4)}))
+print(
+    json.dumps(
+        {"seconds": seconds.tolist(), "val_accuracy": round(done.history["val_accuracy"][-1], 4)}
+    )
+)

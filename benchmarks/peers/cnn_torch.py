@@ -12,11 +12,17 @@ import torch
 from torch import Tensor, nn
 
 Augment = Callable[[Tensor], Tensor]
-SIGMA, SPREAD = 4.0, 0.0407  # smoothing in pixels; the standard deviation of uniform noise in (-1, 1) after it
+SIGMA, SPREAD = (
+    4.0,
+    0.0407,
+)  # smoothing in pixels; the standard deviation of uniform noise in (-1, 1) after it
 
 
 def kornia_augmentation(elastic: float = 0.7) -> Augment:
-    """Return this package's default deformations in kornia, drawn for each image; ``elastic`` 0 leaves one out."""
+    """Return this package's default deformations in kornia, drawn for each image.
+
+    ``elastic`` 0 leaves one out.
+    """
     from kornia.augmentation import AugmentationSequential, RandomAffine, RandomElasticTransform
 
     steps = [RandomAffine(15.0, (2 / 28, 2 / 28), (0.9, 1.1, 0.9, 1.1), (-10.0, 10.0), p=1.0)]
@@ -27,7 +33,10 @@ def kornia_augmentation(elastic: float = 0.7) -> Augment:
 
 
 def torchvision_augmentation(elastic: float = 0.7) -> Augment:
-    """Return the same in torchvision, drawn once per call: all images of a batch are deformed alike."""
+    """Return the same in torchvision, drawn once per call.
+
+    All images of a batch are deformed alike.
+    """
     from torchvision.transforms import InterpolationMode, v2
 
     bilinear = {"interpolation": InterpolationMode.BILINEAR}
@@ -37,16 +46,28 @@ def torchvision_augmentation(elastic: float = 0.7) -> Augment:
     return v2.Compose(steps)
 
 
-AUGMENTATIONS = {"none": nn.Identity, "torchvision": torchvision_augmentation, "kornia": kornia_augmentation}
+AUGMENTATIONS = {
+    "none": nn.Identity,
+    "torchvision": torchvision_augmentation,
+    "kornia": kornia_augmentation,
+}
 
 
 def network() -> nn.Sequential:
-    """Return the network of ``mnist_lightning.models.cnn``."""
+    """Return the network of ``mnist_lightning.networks``."""
     layers: list[nn.Module] = []
-    for number, (fan_in, fan_out) in enumerate([(1, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 128)]):
-        layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1, bias=False), nn.BatchNorm2d(fan_out), nn.ReLU()]
+    for number, (fan_in, fan_out) in enumerate(
+        [(1, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 128)]
+    ):
+        layers += [
+            nn.Conv2d(fan_in, fan_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(fan_out),
+            nn.ReLU(),
+        ]
         layers += [nn.MaxPool2d(2)] if number in (1, 3) else []
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.3), nn.Linear(128, 10))
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.3), nn.Linear(128, 10)
+    )
 
 
 def main() -> None:
@@ -76,7 +97,10 @@ def main() -> None:
             optimizer.zero_grad()
         net.eval()
         with torch.inference_mode(), autocast:
-            hits = [net(a).argmax(1) == b for a, b in zip(x[val].split(1000), y[val].split(1000), strict=True)]
+            hits = [
+                net(a).argmax(1) == b
+                for a, b in zip(x[val].split(1000), y[val].split(1000), strict=True)
+            ]
         accuracy = torch.cat(hits).float().mean().item()
         seconds.append(round(time.perf_counter() - start, 3))
     print(json.dumps({"seconds": seconds, "val_accuracy": round(accuracy, 4)}))

@@ -1,4 +1,6 @@
-"""The default recipe with one compiled lax.scan per epoch: about the least overhead a framework can have.
+"""The default recipe with one compiled lax.scan per epoch.
+
+About the least overhead a framework can have.
 
 python benchmarks/peers/jax_scan.py DATA_DIR EPOCHS SEED
 """
@@ -14,14 +16,20 @@ from peer import arguments, load, report
 
 data_dir, epochs, seed = arguments()
 (x, y), (xe, ye) = [
-    (jnp.asarray(a.reshape(-1, 784) / 255.0, jnp.float32), jnp.asarray(b, jnp.int32)) for a, b in load(data_dir)
+    (jnp.asarray(a.reshape(-1, 784) / 255.0, jnp.float32), jnp.asarray(b, jnp.int32))
+    for a, b in load(data_dir)
 ]
 key = jax.random.PRNGKey(seed)
 params = []
 for fan_in, fan_out in ((784, 128), (128, 64), (64, 10)):
     key, sub = jax.random.split(key)
     limit = (6 / (fan_in + fan_out)) ** 0.5
-    params.append((jax.random.uniform(sub, (fan_in, fan_out), minval=-limit, maxval=limit), jnp.zeros(fan_out)))
+    params.append(
+        (
+            jax.random.uniform(sub, (fan_in, fan_out), minval=-limit, maxval=limit),
+            jnp.zeros(fan_out),
+        )
+    )
 
 
 def forward(params, x, key=None):
@@ -55,7 +63,9 @@ def epoch(params, state, key, x, y):
         updates, state = adam.update(jax.grad(loss)(params, x[idx], y[idx], sub), state)
         return (optax.apply_updates(params, updates), state, key), None
 
-    return jax.lax.scan(update, (params, state, key), jax.random.permutation(sub, x.shape[0]).reshape(-1, 32))[0]
+    return jax.lax.scan(
+        update, (params, state, key), jax.random.permutation(sub, x.shape[0]).reshape(-1, 32)
+    )[0]
 
 
 accuracy = jax.jit(lambda p, x, y: (forward(p, x).argmax(1) == y).mean())

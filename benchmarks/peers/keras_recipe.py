@@ -27,7 +27,14 @@ model = keras.Sequential(
 )
 model.compile(loss="categorical_crossentropy", optimizer="adam", metrics=["accuracy"])
 start = time.perf_counter()
-model.fit(x, keras.utils.to_categorical(y, 10), validation_split=0.2, epochs=epochs, batch_size=32, verbose=0)
+model.fit(
+    x,
+    keras.utils.to_categorical(y, 10),
+    validation_split=0.2,
+    epochs=epochs,
+    batch_size=32,
+    verbose=0,
+)
 seconds = time.perf_counter() - start
 _, accuracy = model.evaluate(xe, keras.utils.to_categorical(ye, 10), verbose=0)
 report(seconds, accuracy)

@@ -31,7 +31,13 @@ torch.manual_seed(seed)
 clock = Clock()
 with tempfile.TemporaryDirectory() as root:
     run = fit(
-        DigitClassifier(MLP()), MNIST(data_dir), seed=seed, log_dir=root, max_epochs=epochs, callbacks=[clock], **off
+        DigitClassifier(MLP()),
+        MNIST(data_dir),
+        seed=seed,
+        log_dir=root,
+        max_epochs=epochs,
+        callbacks=[clock],
+        **off,
     )
     images, labels = load(data_dir)[1]
     report(clock.seconds, (run.predict(images).digits == labels).mean().item())

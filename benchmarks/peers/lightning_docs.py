@@ -1,4 +1,6 @@
-"""The default recipe as a Lightning script the way its docs teach it: torchvision + ToTensor + DataLoader.
+"""The default recipe as a Lightning script the way its docs teach it.
+
+Torchvision + ToTensor + DataLoader.
 
 python benchmarks/peers/lightning_docs.py DATA_DIR EPOCHS SEED
 """
@@ -36,7 +38,9 @@ class Module(L.LightningModule):
             nn.Linear(64, 10),
         )
         stages = ("train_acc", "val_acc", "test_acc")
-        self.acc = nn.ModuleDict({stage: torchmetrics.Accuracy("multiclass", num_classes=10) for stage in stages})
+        self.acc = nn.ModuleDict(
+            {stage: torchmetrics.Accuracy("multiclass", num_classes=10) for stage in stages}
+        )
 
     def step(self, batch, stage):
         """Log a batch's loss and accuracy; return the loss."""
@@ -45,7 +49,9 @@ class Module(L.LightningModule):
         loss = nn.functional.cross_entropy(logits, y)
         self.acc[stage + "_acc"](logits, y)
         self.log(f"{stage}/loss", loss, prog_bar=True)
-        self.log(f"{stage}/acc", self.acc[stage + "_acc"], on_step=False, on_epoch=True, prog_bar=True)
+        self.log(
+            f"{stage}/acc", self.acc[stage + "_acc"], on_step=False, on_epoch=True, prog_bar=True
+        )
         return loss
 
     def training_step(self, batch, batch_idx):  # noqa: D102
@@ -68,7 +74,9 @@ with tempfile.TemporaryDirectory() as out:
     trainer = L.Trainer(max_epochs=epochs, accelerator="cpu", default_root_dir=out)
     module = Module()
     start = time.perf_counter()
-    trainer.fit(module, DataLoader(train, batch_size=32, shuffle=True), DataLoader(val, batch_size=32))
+    trainer.fit(
+        module, DataLoader(train, batch_size=32, shuffle=True), DataLoader(val, batch_size=32)
+    )
     seconds = time.perf_counter() - start
     test = DataLoader(MNIST(data_dir, train=False, transform=to_tensor), batch_size=1000)
     result = trainer.test(module, test, verbose=False)[0]

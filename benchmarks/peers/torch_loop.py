@@ -11,7 +11,9 @@ from torch import nn
 
 data_dir, epochs, seed = arguments()
 torch.manual_seed(seed)
-(x, y), (xe, ye) = [(torch.tensor(a).float().div_(255), torch.tensor(b).long()) for a, b in load(data_dir)]
+(x, y), (xe, ye) = [
+    (torch.tensor(a).float().div_(255), torch.tensor(b).long()) for a, b in load(data_dir)
+]
 order = torch.randperm(60_000)
 train, val = order[:48_000], order[48_000:]
 net = nn.Sequential(

@@ -1,11 +1,12 @@
-"""Train the small network with which the reader of pictures tells digits from other marks: pictures/judge.onnx.
+"""Train the network that tells digits from other marks in pictures: pictures/detector.onnx.
 
-    python benchmarks/judge.py [--data_dir DIR] [--seed 0] [--epochs 10] [--output FILE]
+    python tools/detector/train.py [--data_dir DIR] [--seed 0] [--epochs 10] [--output FILE]
 
-It learns from deformed images of MNIST's training set, of which every tenth is held out, from scikit-learn's digits,
-from the strokes of handwriting.py, and from letters, signs, pieces, neighbours that touch, frames, lines and blots. The
-table gives, for each kind of the held-out marks, how many are rightly read, how many are called no digit, and the mean
-of -log p of the right class. The package onnx is needed.
+It learns from deformed images of MNIST's training set, of which every tenth is held out, from
+scikit-learn's digits, from the strokes of strokes.py, and from letters, signs, pieces,
+neighbours that touch, frames, lines and blots. The table says, for each kind of the held-out
+marks, how many are rightly read, how many are called no digit, and the mean of -log p of the right
+class. The package onnx is needed.
 """
 
 import argparse
@@ -16,44 +17,86 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
-from handwriting import SHAPES, shape, smooth
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits
+from strokes import SHAPES, shape, smooth
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mnist_lightning import MNIST
 from mnist_lightning.data.base import DEFAULT_DATA_DIR
-from mnist_lightning.pictures import judge
-from mnist_lightning.pictures.prepare import centred
+from mnist_lightning.pictures import detector
+from mnist_lightning.pictures.detector import CLASSES, NO_DIGIT, prepared
 
-SIGN, FRAME, NONE = 10, 11, 10  # shapes besides the digits; the class of what is no digit
+SIGN, FRAME = 10, 11  # shapes besides the digits
 SIZE, EDGE = 80, 51  # a digit's height in pixels; the reader takes fainter pixels for paper
-TRAIN, VAL, POOL, BATCH = 200_000, 20_000, 20_000, 256  # marks; digits from which others are made; marks per step
-PRIOR = 1.5  # the reader meets 4.5 digits for each other mark; here they are as frequent: the logarithm of the ratio
+TRAIN, VAL, POOL, BATCH = (
+    200_000,
+    20_000,
+    20_000,
+    256,
+)  # marks; digits from which others are made; marks per step
+# The logarithm of a ratio: the reader meets 4.5 digits for each other mark; here they are as
+# frequent.
+PRIOR = 1.5
 CLEAN = 0.05  # a mark meant to be no digit, but as surely a digit as this, is not learned from
 LETTERS = 'ACEFGHKMNPRTUVWXYacefhkmnprtuvwx+-=*()[]<>?!#%&@$:;~^"'
-FONTS = "DejaVuSans[-M.]*", "DejaVuSerif[-.]*", "STIXGeneral*"  # of matplotlib; with "Serif" only for validation
-# Letters, signs and pieces of grids in the strokes of handwriting.py. A corner at the upper right would be a 7.
-SIGNS = """50,0/50,100|0,50/100,50 0,30/100,30|0,70/100,70 0,0/100,100|100,0/0,100 0,50/100,50 0,60/30,100/100,0
-0,100/50,0/100,100|20,62/80,62 80,0/0,0/0,100/80,100|0,50/65,50 80,0/0,0/0,100|0,48/65,48 0,0/45,100/90,0
-0,0/0,100|85,0/85,100|0,50/85,50 0,0/0,100|80,0/0,55/85,100 0,100/0,0/50,60/100,0/100,100 0,100/0,0/90,100/90,0
-0,0/25,100/50,30/75,100/100,0 0,100/0,0_70,5_70,50_0,55/80,100 0,100/0,0_70,5_75,50_0,58 0,0/100,0|50,0/50,100
-90,15_60,0_20,12_0,50_20,88_60,100_92,86 0,0/0,100/75,100 0,0_2,70_40,100_78,72_82,0 0,0/0,100|0,60_30,42_55,55_58,100
-0,0/0,100|0,40_40,0_80,30_82,100 0,0/0,100|0,30_25,5_45,20_48,100|48,30_70,5_95,20_98,100 0,0/0,100|0,40_35,5_80,10
-5,52/90,50_80,12_45,0_10,22_2,60_30,98_85,88 45,0/45,80_60,100_85,90|10,28/85,28 80,5_55,0_45,20_42,100|10,40/75,38
-5,20_40,0_75,18_60,45_38,68|36,95/40,98 90,0/10,100|15,5/22,22|80,80/85,97 100,0/0,50/100,100 0,0/100,50/0,100
-30,0/20,100|75,0/65,100|0,30/100,28|0,70/95,68 0,50/100,50|65,15/100,50/65,85 0,0/50,50/100,0|50,50/50,100
-50,0/50,100|5,25/95,75|95,25/5,75 0,0/0,100|50,0/50,100|100,0/100,100 50,5/50,12|0,50/100,50|50,88/50,95
-100,0/0,0/0,100 100,0/100,100/0,100 0,0/0,100/100,100 0,0/0,100/100,100/100,0 0,100/0,0/100,0/100,100 0,40/100,40
-100,0/0,0/0,100/100,100 0,0/0,100|0,50/100,50 0,100/100,100|50,0/50,100 0,10/20,10|40,10/60,10|80,10/100,10
-0,0/100,0/100,100/0,100/0,0 0,0/100,0/100,100/0,100/0,0|0,50/100,50"""
-FRAMES = "0,0/100,0/100,100/0,100/0,0 0,0/0,100/100,100/100,0 50,0_85,15_100,50_85,85_50,100_15,85_0,50_15,15_50,0"
-SHAPES += [(kind, each.replace("_", " ")) for kind, text in ((SIGN, SIGNS), (FRAME, FRAMES)) for each in text.split()]
+FONTS = (
+    "DejaVuSans[-M.]*",
+    "DejaVuSerif[-.]*",
+    "STIXGeneral*",
+)  # of matplotlib; with "Serif" only for validation
+# Letters, signs and pieces of grids in the strokes of strokes.py. A corner at the upper right
+# would be a 7.
+SIGNS = """
+50,0/50,100|0,50/100,50 0,30/100,30|0,70/100,70 0,0/100,100|100,0/0,100 0,50/100,50
+0,60/30,100/100,0 0,100/50,0/100,100|20,62/80,62 80,0/0,0/0,100/80,100|0,50/65,50
+80,0/0,0/0,100|0,48/65,48 0,0/45,100/90,0 0,0/0,100|85,0/85,100|0,50/85,50
+0,0/0,100|80,0/0,55/85,100 0,100/0,0/50,60/100,0/100,100 0,100/0,0/90,100/90,0
+0,0/25,100/50,30/75,100/100,0 0,100/0,0_70,5_70,50_0,55/80,100 0,100/0,0_70,5_75,50_0,58
+0,0/100,0|50,0/50,100 90,15_60,0_20,12_0,50_20,88_60,100_92,86 0,0/0,100/75,100
+0,0_2,70_40,100_78,72_82,0 0,0/0,100|0,60_30,42_55,55_58,100 0,0/0,100|0,40_40,0_80,30_82,100
+0,0/0,100|0,30_25,5_45,20_48,100|48,30_70,5_95,20_98,100 0,0/0,100|0,40_35,5_80,10
+5,52/90,50_80,12_45,0_10,22_2,60_30,98_85,88 45,0/45,80_60,100_85,90|10,28/85,28
+80,5_55,0_45,20_42,100|10,40/75,38 5,20_40,0_75,18_60,45_38,68|36,95/40,98
+90,0/10,100|15,5/22,22|80,80/85,97 100,0/0,50/100,100 0,0/100,50/0,100
+30,0/20,100|75,0/65,100|0,30/100,28|0,70/95,68 0,50/100,50|65,15/100,50/65,85
+0,0/50,50/100,0|50,50/50,100 50,0/50,100|5,25/95,75|95,25/5,75 0,0/0,100|50,0/50,100|100,0/100,100
+50,5/50,12|0,50/100,50|50,88/50,95 100,0/0,0/0,100 100,0/100,100/0,100 0,0/0,100/100,100
+0,0/0,100/100,100/100,0 0,100/0,0/100,0/100,100 0,40/100,40 100,0/0,0/0,100/100,100
+0,0/0,100|0,50/100,50 0,100/100,100|50,0/50,100 0,10/20,10|40,10/60,10|80,10/100,10
+0,0/100,0/100,100/0,100/0,0 0,0/100,0/100,100/0,100/0,0|0,50/100,50
+"""
+FRAMES = """
+0,0/100,0/100,100/0,100/0,0 0,0/0,100/100,100/100,0
+50,0_85,15_100,50_85,85_50,100_15,85_0,50_15,15_50,0
+"""
+SHAPES += [
+    (kind, each.replace("_", " "))
+    for kind, text in ((SIGN, SIGNS), (FRAME, FRAMES))
+    for each in text.split()
+]
 # The kinds of marks, and their shares in percent.
-KINDS = {"mnist": 20, "plain": 6, "uci": 3, "stroke": 10, "printed": 2, "broken": 4, "ruled": 4, "clipped": 3}  # digits
-KINDS |= {"letter": 6, "sign": 7, "piece": 6, "touching": 15, "neighbour": 4, "framed": 3, "underlined": 2}
+KINDS = {
+    "mnist": 20,
+    "plain": 6,
+    "uci": 3,
+    "stroke": 10,
+    "printed": 2,
+    "broken": 4,
+    "ruled": 4,
+    "clipped": 3,
+}  # digits
+KINDS |= {
+    "letter": 6,
+    "sign": 7,
+    "piece": 6,
+    "touching": 15,
+    "neighbour": 4,
+    "framed": 3,
+    "underlined": 2,
+}
 KINDS |= {"scribble": 2, "blot": 1.5, "texture": 1.5}
 
 Pixels = NDArray[np.uint8]
@@ -79,7 +122,9 @@ def drawn(curves: list[NDArray[np.float32]], pen: float) -> Pixels:
     scale, margin = SIZE / max(high - low), SIZE * pen / 2 + 2
     canvas = np.zeros(np.ceil((high - low) * scale + 2 * margin).astype(int)[::-1], np.uint8)
     points = [(((curve - low) * scale + margin) * 16).astype(np.int32) for curve in curves]
-    return tight(cv2.polylines(canvas, points, False, 255, max(1, round(pen * SIZE)), cv2.LINE_AA, 4))
+    return tight(
+        cv2.polylines(canvas, points, False, 255, max(1, round(pen * SIZE)), cv2.LINE_AA, 4)
+    )
 
 
 def overlaid(one: Pixels, other: Pixels, x: float, y: float) -> Pixels:
@@ -92,7 +137,10 @@ def overlaid(one: Pixels, other: Pixels, x: float, y: float) -> Pixels:
 
 
 def beside(left: Pixels, right: Pixels, gap: float, y: float = 0) -> Pixels:
-    """Return two marks side by side; the gap is that of their ink, in the row where they are nearest."""
+    """Return two marks side by side.
+
+    The gap is that of their ink, in the row where they are nearest.
+    """
     top = int((len(left) - len(right)) / 2 + y)
     bottom = max(0, top, min(len(left), top + len(right)))
     a, b = left[max(0, top) : bottom] > EDGE, right[max(0, -top) : bottom - top] > EDGE
@@ -104,11 +152,18 @@ def beside(left: Pixels, right: Pixels, gap: float, y: float = 0) -> Pixels:
 def glyphs(text: str, unseen: bool) -> list[tuple[Pixels, int]]:
     """Return the characters of matplotlib's fonts, with their classes."""
     drawings, folder = [], Path(matplotlib.get_data_path()) / "fonts/ttf"
-    for file in sorted(file for pattern in FONTS for file in folder.glob(pattern) if ("Serif" in file.name) == unseen):
+    for file in sorted(
+        file
+        for pattern in FONTS
+        for file in folder.glob(pattern)
+        if ("Serif" in file.name) == unseen
+    ):
         for char in text:
             image = Image.new("L", (2 * SIZE, 2 * SIZE))
-            ImageDraw.Draw(image).text((SIZE // 2, SIZE // 3), char, 255, ImageFont.truetype(file, SIZE))
-            drawings.append((tight(np.asarray(image)), int(char) if char.isdigit() else NONE))
+            ImageDraw.Draw(image).text(
+                (SIZE // 2, SIZE // 3), char, 255, ImageFont.truetype(file, SIZE)
+            )
+            drawings.append((tight(np.asarray(image)), int(char) if char.isdigit() else NO_DIGIT))
     return drawings
 
 
@@ -117,14 +172,25 @@ class Maker:
 
     def __init__(self, images: Pixels, labels: Ints, uci: slice, unseen: bool, seed: int) -> None:
         self.rng, digits = np.random.default_rng(seed), load_digits()
-        small = [cv2.resize(image * 16, (20, 20), interpolation=cv2.INTER_CUBIC) for image in digits.images[uci]]
+        small = [
+            cv2.resize(image * 16, (20, 20), interpolation=cv2.INTER_CUBIC)
+            for image in digits.images[uci]
+        ]
         small = np.pad(np.clip(small, 0, 255).astype(np.uint8), ((0, 0), (4, 4), (4, 4)))
-        self.mnist, self.uci = partial(self.hand, images, labels), partial(self.hand, small, digits.target[uci])
-        self.letter, self.printed = (partial(self.glyph, glyphs(text, unseen)) for text in (LETTERS, "0123456789"))
+        self.mnist, self.uci = (
+            partial(self.hand, images, labels),
+            partial(self.hand, small, digits.target[uci]),
+        )
+        self.letter, self.printed = (
+            partial(self.glyph, glyphs(text, unseen)) for text in (LETTERS, "0123456789")
+        )
         self.plain = partial(self.hand, images, labels, plain=True)
         self.ruled, self.underlined = partial(self.lined, False), partial(self.lined, True)
         self.touching, self.neighbour = partial(self.near, False), partial(self.near, True)
-        self.pool = [self.mnist() if self.rng.random() < 0.7 else self.stroke(0.05, 0.15) for _ in range(POOL)]
+        self.pool = [
+            self.mnist() if self.rng.random() < 0.7 else self.stroke(0.05, 0.15)
+            for _ in range(POOL)
+        ]
 
     def warped(self, mark: Pixels, scale: float = 1, bend: float = 0.01) -> Pixels:
         """Turn, slant, stretch and bend a mark."""
@@ -132,8 +198,12 @@ class Maker:
         matrix = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         matrix = matrix @ [[self.rng.uniform(0.75, 1.2), self.rng.normal(0, 0.12)], [0, 1]]
         new = np.ceil(np.abs(matrix) @ old * (1 + 4 * bend)).astype(int)
-        grid = np.stack(np.meshgrid(*(np.arange(side) - (side - 1) / 2 for side in new)), 2).astype(np.float32)
-        bends = cv2.resize(self.rng.normal(0, bend * max(old), (4, 4, 2)), new, interpolation=cv2.INTER_CUBIC)
+        grid = np.stack(np.meshgrid(*(np.arange(side) - (side - 1) / 2 for side in new)), 2).astype(
+            np.float32
+        )
+        bends = cv2.resize(
+            self.rng.normal(0, bend * max(old), (4, 4, 2)), new, interpolation=cv2.INTER_CUBIC
+        )
         places = cv2.transform(grid, np.linalg.inv(matrix)) + bends + (old - 1) / 2
         return cv2.remap(mark, places.astype(np.float32), None, cv2.INTER_LINEAR)
 
@@ -142,7 +212,9 @@ class Maker:
         row, kernel = self.rng.integers(len(images)), np.ones(self.rng.integers(1, 5, 2), np.uint8)
         if plain:
             return images[row], labels[row]
-        mark = cv2.morphologyEx(self.warped(images[row], SIZE / 20, 0.02), int(self.rng.integers(2)), kernel)
+        mark = cv2.morphologyEx(
+            self.warped(images[row], SIZE / 20, 0.02), int(self.rng.integers(2)), kernel
+        )
         return tight(mark), labels[row]
 
     def pen(self, low: float = 0.015, high: float = 0.2) -> float:
@@ -162,12 +234,18 @@ class Maker:
     def digit(self, zoom: float = 1) -> tuple[Pixels, int]:
         """Return a digit of any hand, as high as others."""
         mark, label = self.pool[self.rng.integers(POOL)]
-        return cv2.resize(mark, (max(3, round(mark.shape[1] * SIZE * zoom / len(mark))), round(SIZE * zoom))), label
+        return cv2.resize(
+            mark, (max(3, round(mark.shape[1] * SIZE * zoom / len(mark))), round(SIZE * zoom))
+        ), label
 
     def broken(self) -> tuple[Pixels, int]:
         """Return a digit with a gap in a stroke, or a narrower one through all of it."""
         mark, label = self.digit()
-        axes = (300, self.rng.integers(1, 3)) if self.rng.random() < 0.4 else (14, self.rng.integers(2, 5))
+        axes = (
+            (300, self.rng.integers(1, 3))
+            if self.rng.random() < 0.4
+            else (14, self.rng.integers(2, 5))
+        )
         place = self.rng.choice(np.argwhere(mark > EDGE))[::-1].tolist()
         return cv2.ellipse(mark, place, axes, self.rng.uniform(0, 180), 0, 360, 0, -1), label
 
@@ -180,78 +258,122 @@ class Maker:
         """Return a digit with the rest of a ruled line, or on a long line, which is no digit."""
         mark, label = self.digit()
         width, low = mark.shape[1], 0.9 if long or label in (1, 7) else 0.15
-        length = int(max(width, SIZE / 2) * self.rng.uniform(1.7, 4) if long else width + self.rng.uniform(4, 16))
-        line = np.full((self.rng.integers(3, 7) if long else self.rng.integers(1, 3), length), 255, np.uint8)
+        length = int(
+            max(width, SIZE / 2) * self.rng.uniform(1.7, 4)
+            if long
+            else width + self.rng.uniform(4, 16)
+        )
+        line = np.full(
+            (self.rng.integers(3, 7) if long else self.rng.integers(1, 3), length), 255, np.uint8
+        )
         y = SIZE * self.rng.uniform(low, 1.1 if long else 1)
-        return overlaid(mark, line, -self.rng.uniform(0, length - width), y), NONE if long else label
+        return overlaid(
+            mark, line, -self.rng.uniform(0, length - width), y
+        ), NO_DIGIT if long else label
 
     def sign(self) -> tuple[Pixels, int]:
         """Return a letter, a sign or a piece of a grid."""
-        return drawn(shape(SIGN, self.rng), self.pen(0.025, 0.16)), NONE
+        return drawn(shape(SIGN, self.rng), self.pen(0.025, 0.16)), NO_DIGIT
 
     def piece(self) -> tuple[Pixels, int]:
-        """Return what a straight line leaves of a digit; loops are like a 0, and a 1 or 7 leaves bars."""
+        """Return what a straight line leaves of a digit.
+
+        Loops are like a 0, and a 1 or 7 leaves bars.
+        """
         mark, label = self.digit()
         turn = np.pi * self.rng.choice([0, 0.5, 1, 1.5, self.rng.uniform(0, 2)])
         x, y = np.meshgrid(*(np.arange(side) for side in mark.shape[::-1]))
         along = x * np.cos(turn) + y * np.sin(turn)
         mark = tight(mark * (along < np.quantile(along[mark > EDGE], self.rng.uniform(0.3, 0.5))))
         loops = cv2.connectedComponents(np.pad(255 - mark, 1, constant_values=255) // 128)[0] > 2
-        return self.piece() if label in (1, 7) or loops else (mark, NONE)
+        return self.piece() if label in (1, 7) or loops else (mark, NO_DIGIT)
 
     def near(self, cut: bool) -> tuple[Pixels, int]:
-        """Return digits that overlap, touch or stand close together, or one with the nearer part of the next."""
+        """Return digits that overlap, touch or stand close together.
+
+        Or one with the nearer part of the next.
+        """
         mark, label = self.digit()
         for _ in range(1 if cut or self.rng.random() < 0.75 else 2):
             other, label_2 = self.digit(self.rng.uniform(0.8, 1.2))
             if cut and 1 in (label, label_2):
                 return self.near(cut)
-            gap = SIZE * self.rng.choice([self.rng.uniform(-0.06, 0.02), self.rng.uniform(0, 0.12 if cut else 0.3)])
+            gap = SIZE * self.rng.choice(
+                [self.rng.uniform(-0.06, 0.02), self.rng.uniform(0, 0.12 if cut else 0.3)]
+            )
             width = int(other.shape[1] * (self.rng.uniform(0.45, 0.75) if cut else 1))
-            pair = (mark, other[:, :width]) if self.rng.random() < 0.5 else (other[:, -width:], mark)
+            pair = (
+                (mark, other[:, :width]) if self.rng.random() < 0.5 else (other[:, -width:], mark)
+            )
             mark = beside(*pair, gap, SIZE * self.rng.normal(0, 0.08))
-        return mark, NONE
+        return mark, NO_DIGIT
 
     def framed(self) -> tuple[Pixels, int]:
         """Return a digit in a frame or a ring."""
         frame = drawn(shape(FRAME, self.rng), self.pen(0.02, 0.06))
         frame = cv2.resize(frame, None, fx=self.rng.uniform(1, 2.5), fy=1)
         mark = self.digit(self.rng.uniform(0.4, 0.85))[0]
-        return overlaid(frame, mark, *(np.subtract(frame.shape, mark.shape)[::-1] / 2)), NONE
+        return overlaid(frame, mark, *(np.subtract(frame.shape, mark.shape)[::-1] / 2)), NO_DIGIT
 
     def scribble(self) -> tuple[Pixels, int]:
         """Return a spiral, a zigzag or a random curve."""
-        points, turns = self.rng.random((self.rng.integers(7, 14), 2)), np.linspace(0, self.rng.uniform(12, 25), 90)
-        zigzag = 0.1 * points + np.stack([np.linspace(0, 1, len(points)), np.arange(len(points)) % 2], 1)
+        points, turns = (
+            self.rng.random((self.rng.integers(7, 14), 2)),
+            np.linspace(0, self.rng.uniform(12, 25), 90),
+        )
+        zigzag = 0.1 * points + np.stack(
+            [np.linspace(0, 1, len(points)), np.arange(len(points)) % 2], 1
+        )
         zigzag = (zigzag * (1, self.rng.uniform(0.3, 1)))[:, :: self.rng.choice([1, -1])]
-        spiral = np.stack([np.cos(turns), np.sin(turns)], 1) * np.linspace(self.rng.uniform(0.05, 0.3), 1, 90)[:, None]
+        spiral = (
+            np.stack([np.cos(turns), np.sin(turns)], 1)
+            * np.linspace(self.rng.uniform(0.05, 0.3), 1, 90)[:, None]
+        )
         curves = spiral, smooth(zigzag), zigzag, smooth(points)
-        return drawn([curves[self.rng.integers(4)]], self.pen(0.015, 0.12)), NONE
+        return drawn([curves[self.rng.integers(4)]], self.pen(0.015, 0.12)), NO_DIGIT
 
     def blot(self) -> tuple[Pixels, int]:
         """Return a filled polygon, also a rectangle or an ellipse."""
-        turns = np.linspace(0, 2 * np.pi, self.rng.choice([4, 4, 7, 11, 40]), endpoint=False) + self.rng.uniform(0, 6)
-        radii = self.rng.uniform(self.rng.uniform(0.5, 1), 1, len(turns)) * self.rng.uniform([[16], [10]], [[40], [35]])
+        turns = np.linspace(
+            0, 2 * np.pi, self.rng.choice([4, 4, 7, 11, 40]), endpoint=False
+        ) + self.rng.uniform(0, 6)
+        radii = self.rng.uniform(self.rng.uniform(0.5, 1), 1, len(turns)) * self.rng.uniform(
+            [[16], [10]], [[40], [35]]
+        )
         points = 45 + np.stack([np.cos(turns), np.sin(turns)]) * radii
-        return cv2.fillPoly(np.zeros((90, 90), np.uint8), [points.T.astype(np.int32)], 255, cv2.LINE_AA), NONE
+        return cv2.fillPoly(
+            np.zeros((90, 90), np.uint8), [points.T.astype(np.int32)], 255, cv2.LINE_AA
+        ), NO_DIGIT
 
     def texture(self) -> tuple[Pixels, int]:
         """Return thresholded noise, the edges of shadows, or both."""
         noise = self.rng.normal(0, 1, self.rng.integers(30, 80, 2))
-        noise = cv2.GaussianBlur(noise, (0, 0), *self.rng.uniform(0.5, 6, 2)) * self.rng.choice([0, 0.3, 1]) * 5
+        noise = (
+            cv2.GaussianBlur(noise, (0, 0), *self.rng.uniform(0.5, 6, 2))
+            * self.rng.choice([0, 0.3, 1])
+            * 5
+        )
         x, y = np.meshgrid(*(np.linspace(-1, 1, side) for side in noise.shape[::-1]))
         ramps = [x * np.cos(turn) + y * np.sin(turn) for turn in self.rng.uniform(0, 7, 2)]
         field = noise + np.minimum(*ramps) * self.rng.choice([0, 1, 3]) + self.rng.uniform(-1, 0.3)
-        return (field * self.pen(30, 900)).clip(0, 255).astype(np.uint8), NONE
+        return (field * self.pen(30, 900)).clip(0, 255).astype(np.uint8), NO_DIGIT
 
     def finished(self, mark: Pixels) -> Pixels:
-        """Return the mark as the reader prepares it, out of a picture of some size, sharpness and contrast."""
-        zoom, blur = min(1, self.rng.uniform(18, 60) / max(mark.shape)), self.rng.uniform(0.005, 0.02) * max(mark.shape)
+        """Return the mark as the reader prepares it, out of a picture of some size.
+
+        Sharpness and contrast.
+        """
+        zoom, blur = (
+            min(1, self.rng.uniform(18, 60) / max(mark.shape)),
+            self.rng.uniform(0.005, 0.02) * max(mark.shape),
+        )
         if self.rng.random() < 0.4:
             mark = cv2.resize(mark, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
         elif self.rng.random() < 0.5:
             mark = cv2.GaussianBlur(np.pad(mark, 4), (0, 0), blur)
-        return centred(tight(cv2.convertScaleAbs(mark, alpha=255 / mark.max() * self.rng.uniform(0.85, 1.4))))
+        return prepared(
+            tight(cv2.convertScaleAbs(mark, alpha=255 / mark.max() * self.rng.uniform(0.85, 1.4)))
+        )
 
     def made(self, count: int) -> tuple[Tensor, Tensor, list[str]]:
         """Make marks of all kinds: images, classes and kinds."""
@@ -259,7 +381,7 @@ class Maker:
         images, labels = [], []
         for kind in kinds:
             mark, label = getattr(self, kind)()
-            while mark.size == 0 or mark.max() < 2 * EDGE or (label == NONE and is_bar(mark)):
+            while mark.size == 0 or mark.max() < 2 * EDGE or (label == NO_DIGIT and is_bar(mark)):
                 mark, label = getattr(self, kind)()
             images.append(mark if kind == "plain" else self.finished(mark))
             labels.append(label)
@@ -267,21 +389,42 @@ class Maker:
 
 
 def trained(images: Tensor, labels: Tensor, epochs: int) -> nn.Sequential:
-    """Train the network; after a third of the epochs, forget what is a digit, though meant to be none."""
+    """Train the network; after a third of the epochs, forget what is a digit.
+
+    Though meant to be none.
+    """
     layers, rows = [], torch.arange(len(images))
-    for before, after, side, stride in ((1, 16, 5, 2), (16, 32, 3, 2), (32, 32, 3, 1), (32, 48, 3, 2)):
-        layers += [nn.Conv2d(before, after, side, stride, side // 2), nn.BatchNorm2d(after), nn.ReLU()]
-    net = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2), nn.Linear(48 * 16, NONE + 1))
+    for before, after, side, stride in (
+        (1, 16, 5, 2),
+        (16, 32, 3, 2),
+        (32, 32, 3, 1),
+        (32, 48, 3, 2),
+    ):
+        layers += [
+            nn.Conv2d(before, after, side, stride, side // 2),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+        ]
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2), nn.Linear(48 * 16, CLASSES))
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, epochs * (len(rows) // BATCH + 1), pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 6e-3, epochs * (len(rows) // BATCH + 1), pct_start=0.2
+    )
     for epoch in range(epochs):
         if epoch == epochs // 3:
             with torch.no_grad():
-                none = torch.cat([net.eval()(part.float() / 255).softmax(1)[:, NONE] for part in images.split(BATCH)])
-            rows = torch.where((labels != NONE) | (none > CLEAN))[0]
+                none = torch.cat(
+                    [
+                        net.eval()(part.float() / 255).softmax(1)[:, NO_DIGIT]
+                        for part in images.split(BATCH)
+                    ]
+                )
+            rows = torch.where((labels != NO_DIGIT) | (none > CLEAN))[0]
             net.train()
         for batch in rows[torch.randperm(len(rows))].split(BATCH):
-            loss = cross_entropy(net(images[batch].float() / 255), labels[batch], label_smoothing=0.02)
+            loss = cross_entropy(
+                net(images[batch].float() / 255), labels[batch], label_smoothing=0.02
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -292,29 +435,40 @@ def trained(images: Tensor, labels: Tensor, epochs: int) -> nn.Sequential:
 
 @torch.no_grad()
 def calibrated(net: nn.Sequential, images: Tensor, labels: Tensor) -> nn.Sequential:
-    """Put the scale of grey, the best temperature and the prior into the weights, and return probabilities."""
+    """Put the scale of grey, the best temperature and the prior into the weights.
+
+    And return probabilities.
+    """
     net[0].weight /= 255
     logits = net(images.float())
-    factor = min(np.geomspace(0.5, 3, 50), key=lambda each: cross_entropy(logits * each, labels).item())
+    factor = min(
+        np.geomspace(0.5, 3, 50), key=lambda each: cross_entropy(logits * each, labels).item()
+    )
     net[-1].weight *= factor
     net[-1].bias *= factor
-    net[-1].bias[NONE] -= PRIOR
+    net[-1].bias[NO_DIGIT] -= PRIOR
     return nn.Sequential(*net, nn.Softmax(1))
 
 
 def main() -> None:
     """Make marks, train, print the table and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data_dir", default=DEFAULT_DATA_DIR, help="the folder with MNIST")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--output", type=Path, default=Path(judge.__file__).with_suffix(".onnx"), metavar="FILE")
+    parser.add_argument(
+        "--output", type=Path, default=Path(detector.__file__).with_suffix(".onnx"), metavar="FILE"
+    )
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     images, labels = MNIST(args.data_dir).load("train")
     held = np.arange(len(images)) % 10 == 9
     maker = Maker(images[~held], labels[~held], slice(None, -297), False, args.seed)
-    val_images, val_labels, kinds = Maker(images[held], labels[held], slice(-297, None), True, args.seed + 1).made(VAL)
+    val_images, val_labels, kinds = Maker(
+        images[held], labels[held], slice(-297, None), True, args.seed + 1
+    ).made(VAL)
     net = calibrated(trained(*maker.made(TRAIN)[:2], args.epochs), val_images, val_labels)
     with torch.no_grad():
         answers = net(val_images.float())
@@ -322,9 +476,17 @@ def main() -> None:
     for kind in KINDS:
         own = [row for row, each in enumerate(kinds) if each == kind]
         right = (answers[own].argmax(1) == val_labels[own]).float().mean()
-        none, costs = (answers[own, NONE] > 0.5).float().mean(), -answers[own, val_labels[own]].log()
+        none, costs = (
+            (answers[own, NO_DIGIT] > 0.5).float().mean(),
+            -answers[own, val_labels[own]].log(),
+        )
         print(f"| {kind} | {len(own):,} | {right:.1%} | {none:.1%} | {costs.mean():.3f} |")
-    options = {"input_names": ["images"], "output_names": ["probabilities"], "opset_version": 13, "dynamo": False}
+    options = {
+        "input_names": ["images"],
+        "output_names": ["probabilities"],
+        "opset_version": 13,
+        "dynamo": False,
+    }
     axes = {"images": {0: "n"}, "probabilities": {0: "n"}}
     torch.onnx.export(net, (torch.zeros(1, 1, 28, 28),), args.output, dynamic_axes=axes, **options)
 
