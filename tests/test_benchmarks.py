@@ -1,4 +1,4 @@
-"""The benchmarks run; their figures are not checked."""
+"""The benchmarks and the tools run; their figures are not checked."""
 
 import runpy
 import sys
@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-SCRIPTS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "measure")
+SCRIPTS = [path for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "measure"]
+SCRIPTS = sorted([*SCRIPTS, ROOT / "tools/detector/train.py"])
 
 
 @pytest.fixture(autouse=True)
 def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the scripts importable, as they are to one another."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    for folder in ("benchmarks", "tools/detector"):
+        monkeypatch.syspath_prepend(str(ROOT / folder))
 
 
 def run(monkeypatch: pytest.MonkeyPatch, script: Path, *args: str) -> None:
@@ -28,13 +30,21 @@ def test_a_script_explains_itself(
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, script, "--help")
     assert end.value.code == 0
-    assert f"python benchmarks/{script.name}" in capsys.readouterr().out
+    assert f"python {script.relative_to(ROOT).as_posix()}" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("folder")
-def test_recipes_runs_the_debug_config(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    run(monkeypatch, ROOT / "benchmarks/recipes.py", str(ROOT / "configs/debug.yaml"), "--seeds", "1")
+def test_recipes_runs_the_debug_config(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(
+        monkeypatch,
+        ROOT / "benchmarks/recipes.py",
+        str(ROOT / "configs/debug.yaml"),
+        "--seeds",
+        "1",
+    )
     assert "| debug | " in capsys.readouterr().out
 
 
@@ -47,7 +57,9 @@ def test_rows_are_compared_by_their_medians(tmp_path: Path) -> None:
 
     old = speed.ROWS["fit"]._replace(label="old")
     rows = {"fit": speed.ROWS["fit"], "fit-old": old, "torch-loop": speed.ROWS["torch-loop"]}
-    summary = speed.summarise(runs("fit", 9, 3, 6) + runs("fit-old", 8, 8, 1) + runs("torch-loop", 2, 4, 4.5))
+    summary = speed.summarise(
+        runs("fit", 9, 3, 6) + runs("fit-old", 8, 8, 1) + runs("torch-loop", 2, 4, 4.5)
+    )
     lines = [line.replace(" ", "") for line in speed.comparison(rows, summary).splitlines()]
     assert lines[0] == "||threads|fit,s(range)|/torchloop|testaccuracy|peakMB|wholecommand,s|"
     assert lines[2:5] == [
@@ -64,11 +76,15 @@ def test_rows_are_compared_by_their_medians(tmp_path: Path) -> None:
 def test_a_command_is_measured_and_its_failure_shown() -> None:
     import measure
 
-    done = measure.run([sys.executable, "-c", "held = bytearray(200_000_000); print('x' * 100_000, 'end')"])
+    done = measure.run(
+        [sys.executable, "-c", "held = bytearray(200_000_000); print('x' * 100_000, 'end')"]
+    )
     assert done.output == "x" * 100_000 + " end\n"
     assert done.peak_mb > 200
     with pytest.raises(SystemExit, match=r"(?s)failed with exit code 3:.*reason"):
-        measure.run([sys.executable, "-c", "import sys; print('the reason', file=sys.stderr); sys.exit(3)"])
+        measure.run(
+            [sys.executable, "-c", "import sys; print('the reason', file=sys.stderr); sys.exit(3)"]
+        )
 
 
 def test_handwriting_is_drawn_by_seed_and_read_by_place() -> None:

@@ -1,4 +1,4 @@
-"""Comparing runs: the groups and their table, whether a difference could be chance, and the page."""
+"""Comparing runs: the groups and their table, whether a difference could be chance, the page."""
 
 import csv
 import html
@@ -21,11 +21,18 @@ from mnist_lightning.studies.contrast import bootstrap, contrast
 from mnist_lightning.training.run import Predictions, Run
 
 
-def write(name: str, seed: int, best: float | None, test: float | None = None, **config: Any) -> None:
+def write(
+    name: str, seed: int, best: float | None, test: float | None = None, **config: Any
+) -> None:
     """Write a run folder with some sections of config.yaml replaced."""
     folder = Path("lightning_logs", name)
     (folder / "report").mkdir(parents=True)
-    record = {"seed": seed, "best_val_acc": best, "fit_seconds": 10.0 + seed, "num_parameters": 1000}
+    record = {
+        "seed": seed,
+        "best_val_acc": best,
+        "fit_seconds": 10.0 + seed,
+        "num_parameters": 1000,
+    }
     (folder / "run.json").write_text(json.dumps(record))
     net = {"class_path": "mnist_lightning.MLP", "init_args": {"dropout": 0.2}}
     trainer = {"callbacks": None, "enable_progress_bar": seed > 42, "default_root_dir": name}
@@ -39,13 +46,15 @@ def groups(folder: Path) -> list[dict[str, Any]]:
     """Three seeds; another network; a callback without validation; and four that are left out."""
     for name, seed, best in [("mlp_42", 42, 0.97), ("mlp_43", 43, 0.98), ("mlp_44", 44, 0.99)]:
         write(name, seed, best, 0.96 if seed == 42 else None)
-    cnn = {"class_path": "mnist_lightning.models.cnn.CNN", "init_args": {"dropout": 0.5, "width": 32}}
+    cnn = {"class_path": "mnist_lightning.networks.CNN", "init_args": {"dropout": 0.5, "width": 32}}
     write("wide", 42, 0.99, model={"net": cnn}, data={"fold": 0})
     timer = {"class_path": "lightning.pytorch.callbacks.Timer", "init_args": {"duration": 5}}
     write("timed", 42, None, 0.5, trainer={"callbacks": [timer]})
     for number, text in enumerate(["{", '{"finished": false}', "[x]", "x: &x {y: *x}"]):
         write(f"bad{number}", 42, 0.1)
-        Path(f"lightning_logs/bad{number}", "run.json" if number < 2 else "config.yaml").write_text(text)
+        Path(f"lightning_logs/bad{number}", "run.json" if number < 2 else "config.yaml").write_text(
+            text
+        )
     return compare()
 
 
@@ -54,32 +63,50 @@ def test_groups(groups: list[dict[str, Any]]) -> None:
     assert [group["name"] for group in groups] == ["wide", "mlp", "timed"]
     assert mlp["runs"] == [f"lightning_logs/mlp_{seed}" for seed in (42, 43, 44)]
     assert [mlp[name] for name in ("n", "test", "test_std")] == [3, 0.96, None]
-    assert (mlp["validation"], mlp["validation_std"]) == pytest.approx((0.98, np.std([0.97, 0.98, 0.99], ddof=1)))
+    assert (mlp["validation"], mlp["validation_std"]) == pytest.approx(
+        (0.98, np.std([0.97, 0.98, 0.99], ddof=1))
+    )
     assert [timed["validation"], wide["validation_std"], wide["test"]] == [None, None, None]
     assert wide["settings"] == {"net": "CNN", "dropout": 0.5, "width": 32}
-    assert timed["settings"] == {"net": "MLP", "dropout": 0.2, "callbacks.0": "Timer", "duration": 5}
-    wide_line, mlp_line = (" ".join(line.split()) for line in compare_table(groups).splitlines()[1:3])
+    assert timed["settings"] == {
+        "net": "MLP",
+        "dropout": 0.2,
+        "callbacks.0": "Timer",
+        "duration": 5,
+    }
+    wide_line, mlp_line = (
+        " ".join(line.split()) for line in compare_table(groups).splitlines()[1:3]
+    )
     assert wide_line == "wide 1 99.00% - 52.0 1,000 net CNN, dropout 0.5, width 32"
     assert mlp_line == "mlp 3 98.00 ± 1.00% 96.00% 53.0 1,000 net MLP, dropout 0.2"
     assert compare(["lightning_logs/wide"] * 2) == [wide | {"settings": {}}]
     assert attempt(compare, ["lightning_logs/none"]) is None
-    code = "import sys, mnist_lightning.studies.compare as it; it.compare(); sys.exit('numpy' in sys.modules)"
+    code = "import sys, mnist_lightning.studies.compare as it; it.compare(); "
+    code += "sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.usefixtures("folder")
 def test_settings_that_are_not_the_default_separate_groups() -> None:
-    """Zeros, false and empty lists; but not what older and newer configurations write of the same default."""
-    mlp = {"class_path": "mnist_lightning.MLP", "init_args": {"dropout": 0.2}}
-    new = {"limit_val_batches": None, "limit_train_batches": 1.0, "max_steps": -1, "overfit_batches": 0.0, "x": False}
-    write("old", 42, 0.9, model={"net": mlp}, trainer={}, data={"train_size": 9})
-    write("new", 43, 0.9, model={"net": mlp}, trainer=new, data={"fold": 0, "folds": 0, "train_size": 9, "y": None})
-    for number, setting in enumerate([{"limit_val_batches": 0}, {"limit_val_batches": 0.0}, {"limit_val_batches": 1}]):
-        write(f"val_{number}", 42, 0.9, model={"net": mlp}, data={"train_size": 9}, trainer=setting)
-    for number, setting in enumerate([{"max_steps": 0}, {"limit_train_batches": 0}, {"overfit_batches": 1}]):
-        write(f"short_{number}", 42, 0.9, model={"net": mlp}, data={"train_size": 9}, trainer=setting)
+    """Zeros, false and empty lists; but not what other versions write of the same default."""
+
+    def setting(name: str, seed: int = 42, **config: Any) -> None:
+        arguments = config.pop("arguments", {"dropout": 0.2})
+        net = {"class_path": "mnist_lightning.MLP", "init_args": arguments}
+        data = {"train_size": 9} | config.pop("data", {})
+        write(name, seed, 0.9, model={"net": net}, data=data, **config)
+
+    setting("old", trainer={})
+    usual = {"limit_val_batches": None, "limit_train_batches": 1.0, "max_steps": -1}
+    new = usual | {"overfit_batches": 0.0, "x": False}
+    setting("new", 43, trainer=new, data={"fold": 0, "folds": 0, "y": None})
+    for number, batches in enumerate([0, 0.0, 1]):
+        setting(f"val_{number}", trainer={"limit_val_batches": batches})
+    short = {"max_steps": 0, "limit_train_batches": 0, "overfit_batches": 1}
+    for number, (name, value) in enumerate(short.items()):
+        setting(f"short_{number}", trainer={name: value})
     for number, arguments in enumerate([{"dropout": 0}, {}, {"dropout": 0.2, "hidden_sizes": []}]):
-        write(f"net_{number}", 42, 0.9, model={"net": mlp | {"init_args": arguments}}, data={"train_size": 9})
+        setting(f"net_{number}", arguments=arguments)
     groups = [sorted(Path(run).name for run in group["runs"]) for group in compare()]
     alone = [["net_0"], ["net_1"], ["net_2"], ["short_0"], ["short_1"], ["short_2"], ["val_2"]]
     assert sorted(groups) == sorted([["new", "old"], ["val_0", "val_1"], *alone])
@@ -91,7 +118,11 @@ def answering(name: str, wrong: range, **data: Any) -> Run:
     """A run that answers the images of UCI's digits correctly but for a range."""
     run = Run(Path(name), None, DigitClassifier(MLP([2])), UCIDigits(**data))
     run.data.setup()
-    labels = {len(digits): digits.arrays()[1] for digits in (run.data.val_set, run.data.test_set) if digits}
+    labels = {
+        len(digits): digits.arrays()[1]
+        for digits in (run.data.val_set, run.data.test_set)
+        if digits
+    }
 
     def predict(images: Any) -> Predictions:
         digits = (labels[len(images)] + np.isin(np.arange(len(images)), wrong)) % 10
@@ -104,7 +135,12 @@ def answering(name: str, wrong: range, **data: Any) -> Run:
 @pytest.mark.parametrize(
     ("only_a", "only_b", "p", "verdict"),  # p is twice the probability of as few heads of n coins
     [
-        (8, 2, 2 * (1 + 10 + 45) / 2**10, "This could be chance: McNemar p = 0.109 on 10 images where one is wrong."),
+        (
+            8,
+            2,
+            2 * (1 + 10 + 45) / 2**10,
+            "This could be chance: McNemar p = 0.109 on 10 images where one is wrong.",
+        ),
         (
             1,
             9,
@@ -115,22 +151,33 @@ def answering(name: str, wrong: range, **data: Any) -> Run:
             0,
             20,
             2 / 2**20,
-            "McNemar p < 0.001 on 20 images where one is wrong. The 95% interval of the difference is",
+            "McNemar p < 0.001 on 20 images where one is wrong. The 95% interval of the",
         ),
-        (0, 0, 1, "a and b have the same validation accuracy. This could be chance: McNemar p = 1.000 on 0 images"),
+        (
+            0,
+            0,
+            1,
+            "same validation accuracy. This could be chance: McNemar p = 1.000 on 0 images",
+        ),
     ],
 )
 def test_mcnemar(only_a: int, only_b: int, p: float, verdict: str) -> None:
     a, b = answering("runs/a", range(only_b)), answering("runs/b", range(only_b, only_b + only_a))
     found = contrast([a], [b])
     assert (found.only, found.rows.tolist()) == ((only_a, only_b), [*range(only_a + only_b)])
-    assert (found.p_value, found.accuracies[0] - found.accuracies[1]) == pytest.approx((p, (only_a - only_b) / 287))
+    assert (found.p_value, found.accuracies[0] - found.accuracies[1]) == pytest.approx(
+        (p, (only_a - only_b) / 287)
+    )
     assert verdict in found.sentence
-    assert only_a == only_b or found.sentence.startswith("a is better" if only_a > only_b else "b is better than a by ")
+    assert only_a == only_b or found.sentence.startswith(
+        "a is better" if only_a > only_b else "b is better than a by "
+    )
     with suppress(ImportError):  # a second reference, where statsmodels is installed
         from statsmodels.stats.contingency_tables import mcnemar
 
-        assert found.p_value == pytest.approx(mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue)
+        assert found.p_value == pytest.approx(
+            mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue
+        )
 
 
 def test_groups_of_runs(tmp_path: Path, groups: list[dict[str, Any]]) -> None:
@@ -140,9 +187,10 @@ def test_groups_of_runs(tmp_path: Path, groups: list[dict[str, Any]]) -> None:
     assert (found.answers[1] != a[0].data.val_set.arrays()[1]).sum() == 31  # type: ignore[union-attr]  # two of three
     low, high = (f"{100 * end:.2f}" for end in found.interval)
     assert found.sentence == (
-        "a is better than b by 5.57 points of validation accuracy. This is unlikely to be chance, though more seeds "
-        f"may change it: the 95% interval of the difference between the mean accuracies is {low} to {high}. Another "
-        "question is whether the averaged answers differ: McNemar p < 0.001 on 31 images where one is wrong."
+        "a is better than b by 5.57 points of validation accuracy. This is unlikely to be chance, "
+        "though more seeds may change it: the 95% interval of the difference between the mean "
+        f"accuracies is {low} to {high}. Another question is whether the averaged answers differ: "
+        "McNemar p < 0.001 on 31 images where one is wrong."
     )
     page = write_comparison(tmp_path / "page", groups, found)
     assert (found.sentence in html.unescape(page.read_text()), page.read_text().count("<img")) == (
@@ -154,12 +202,15 @@ def test_groups_of_runs(tmp_path: Path, groups: list[dict[str, Any]]) -> None:
 
 
 def test_groups_whose_averaged_answers_differ_though_their_means_do_not() -> None:
-    """Each run of b is wrong elsewhere, so its ensemble is always right; but the mean accuracies are the same."""
+    """Each run of b is wrong elsewhere, so its ensemble is right; the mean accuracies are equal."""
     a = [answering(f"runs/a_{number}", range(30)) for number in range(5)]
     b = [answering(f"runs/b_{number}", range(30 * number, 30 * number + 30)) for number in range(5)]
     found = contrast(a, b)
     assert (found.p_value < 0.001, found.could_be_chance, found.only) == (True, True, (0, 30))
-    assert "have the same validation accuracy. This could be chance: the 95% interval of" in found.sentence
+    assert (
+        "have the same validation accuracy. This could be chance: the 95% interval of"
+        in found.sentence
+    )
 
 
 def test_other_images() -> None:
@@ -170,12 +221,17 @@ def test_other_images() -> None:
 
 
 def test_bootstrap() -> None:
-    """One run a side: as SciPy's. Several: the variances of the images and of the means of runs add up."""
+    """One run a side: as SciPy's. Several: the variances of images and of means of runs add up."""
     generator = np.random.default_rng(0)
     a, b = generator.random((2, 1, 3000)) < [[[0.97]], [[0.96]]]
-    reference = stats.bootstrap((a[0].astype(float) - b[0],), np.mean, method="percentile", rng=generator)
+    reference = stats.bootstrap(
+        (a[0].astype(float) - b[0],), np.mean, method="percentile", rng=generator
+    )
     assert bootstrap(a, b) == pytest.approx([*reference.confidence_interval], abs=1e-3)
-    a, b = (generator.permutation(3000) < np.array(shares)[:, None] * 3000 for shares in ([0.6, 0.7], [0.8, 0.84, 0.9]))
+    a, b = (
+        generator.permutation(3000) < np.array(shares)[:, None] * 3000
+        for shares in ([0.6, 0.7], [0.8, 0.84, 0.9])
+    )
     variance = sum(side.mean(axis=1).var(ddof=1) / len(side) for side in (a, b))
     variance += (a.mean(axis=0) - b.mean(axis=0)).var() / 3000
     low, high = bootstrap(a, b)

@@ -9,8 +9,8 @@ import yaml
 from conftest import ROOT
 
 from mnist_lightning import load_run
-from mnist_lightning.cli import main
-from mnist_lightning.parsing import FitCLI
+from mnist_lightning.cli.main import main
+from mnist_lightning.recipe import FitCLI
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
@@ -22,9 +22,13 @@ def settings(*args: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_gives_its_command_and_builds(path: Path) -> None:
-    assert f"\n#   python -m mnist_lightning fit --config configs/{path.name}" in path.read_text(encoding="utf-8")
+    assert f"\n#   python -m mnist_lightning fit --config configs/{path.name}" in path.read_text(
+        encoding="utf-8"
+    )
     cli = FitCLI(["--config", str(path)])
-    assert type(cli.model.net).__name__ == ("CNN" if path.stem.startswith(("cnn", "transfer")) else "MLP")
+    assert type(cli.model.net).__name__ == (
+        "CNN" if path.stem.startswith(("cnn", "transfer")) else "MLP"
+    )
     assert cli.datamodule.val_fraction == 0.2
 
 
@@ -34,7 +38,15 @@ def test_the_default_config_is_the_built_in_default() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_the_fast_config_fits_its_schedule_to_the_run() -> None:
-    fast = ["fit", "--config", str(ROOT / "configs/fast.yaml"), "--data", "UCIDigits", "--trainer.accelerator", "cpu"]
+    fast = [
+        "fit",
+        "--config",
+        str(ROOT / "configs/fast.yaml"),
+        "--data",
+        "UCIDigits",
+        "--trainer.accelerator",
+        "cpu",
+    ]
     assert main([*fast, "--trainer.max_epochs", "7"]) == 0
     assert load_run().record["global_step"] == 7 * 5
     optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)])

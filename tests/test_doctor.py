@@ -12,29 +12,33 @@ import torch
 from conftest import files_in
 from lightning.pytorch.utilities import rank_zero_only
 
-from mnist_lightning import UCIDigits, doctor
-from mnist_lightning.cli import main
-from mnist_lightning.doctor import Site, merge
-from mnist_lightning.training.callbacks import versions
+from mnist_lightning.cli import doctor
+from mnist_lightning.cli.doctor import merge
+from mnist_lightning.cli.main import main
+from mnist_lightning.training.record import versions
 
-DOCTOR = ["doctor", "--accelerator", "cpu", "--data", "UCIDigits"]
+DOCTOR = ["doctor", "--device", "cpu", "--data", "UCIDigits"]
 NAMES = ["versions", "devices", "processes", "compute", "data", "log folder"]
-TASK = {"JOB_NAME": "a", "JOB_ID": "1", "NTASKS": "2", "NTASKS_PER_NODE": "1", "NNODES": "2", "NODELIST": "127.0.0.1"}
-
-
-def site(data: Any = None, fabric: Any = None) -> Site:
-    return Site(data or UCIDigits(), Path("lightning_logs"), "cpu", "auto", None, fabric)
+TASK = {
+    "JOB_NAME": "a",
+    "JOB_ID": "1",
+    "NTASKS": "2",
+    "NTASKS_PER_NODE": "1",
+    "NNODES": "2",
+    "NODELIST": "127.0.0.1",
+}
 
 
 def test_sound_machine(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main([*DOCTOR, "--default_root_dir", "new"]) == 0
+    assert main([*DOCTOR, "--log_dir", "new"]) == 0
     found = {
-        "versions": ", ".join(f"{name} {number}" for name, number in versions().items()) + "; CUDA *",
+        "versions": ", ".join(f"{name} {number}" for name, number in versions().items())
+        + "; CUDA *",
         "devices": "* CPU cores, *; training would run on cpu",
         "processes": "one process: nothing to sum",
         "compute": "loss and gradients on cpu in float32 agree with the CPU in float64",
         "data": "UCIDigits; 1,150 training, 287 validation, 360 test images with fingerprint *",
-        "log folder": f"{Path('new/lightning_logs')}: a checkpoint is the same when it is read back",
+        "log folder": "new: a checkpoint is the same when it is read back",
     }
     expected = [f"ok    {name:<10}  {text}" for name, text in found.items()]
     for line, pattern in zip(capfd.readouterr().out.splitlines(), expected, strict=True):
@@ -62,23 +66,64 @@ class Disk(NamedTuple):
 
 
 FAULTS: dict[str, tuple[list[str], Any, list[str], str]] = {
-    "version": ([], (doctor, "requires", lambda name: ["torch>=99"]), ["versions"], "expected torch>=99, got "),
-    "missing package": ([], (doctor, "requires", lambda name: ["no-such"]), ["versions"], "PackageNotFoundError: "),
-    "accelerator": (["--accelerator", "warp"], None, ["devices", "processes"], "warp"),
-    "no devices": (["--devices", "0"], None, ["devices", "processes"], "`Fabric(devices=0)` value is not a valid "),
-    "no data": (["--data", "MNIST", "--data.data_dir", "new"], None, ["data"], "--data MNIST --data.data_dir new"),
+    "version": (
+        [],
+        (doctor, "requires", lambda name: ["torch>=99"]),
+        ["versions"],
+        "expected torch>=99, got ",
+    ),
+    "missing package": (
+        [],
+        (doctor, "requires", lambda name: ["no-such"]),
+        ["versions"],
+        "PackageNotFoundError: ",
+    ),
+    "device": (["--device", "warp"], None, ["devices", "processes"], "warp"),
+    "no devices": (
+        ["--devices", "0"],
+        None,
+        ["devices", "processes"],
+        "`Fabric(devices=0)` value is not a valid ",
+    ),
+    "no data": (
+        ["--data", "MNIST", "--data.data_dir", "new"],
+        None,
+        ["data"],
+        "--data MNIST --data.data_dir new",
+    ),
     "no CSV": (["--data", "Kaggle", "--data.data_dir", "new"], None, ["data"], "train.csv"),
-    "a file": (["--default_root_dir", "file"], None, ["log folder"], "file"),
+    "a file": (["--log_dir", "file"], None, ["log folder"], "file"),
     "read-only": ([], (doctor, "TemporaryDirectory", denied), ["log folder"], "denied"),
-    "full disk": ([], (doctor.shutil, "disk_usage", lambda path: Disk(50 << 20)), ["log folder"], "has 50 MiB free"),
-    "bad disk": ([], (doctor, "read_checkpoint", last_bit), ["log folder"], "Tensor-likes are not equal!"),
-    "arithmetic": ([], (torch.nn.functional, "cross_entropy", imprecise), ["compute"], "Scalars are not close!"),
+    "full disk": (
+        [],
+        (doctor.shutil, "disk_usage", lambda path: Disk(50 << 20)),
+        ["log folder"],
+        "has 50 MiB free",
+    ),
+    "bad disk": (
+        [],
+        (doctor, "read_checkpoint", last_bit),
+        ["log folder"],
+        "Tensor-likes are not equal!",
+    ),
+    "arithmetic": (
+        [],
+        (torch.nn.functional, "cross_entropy", imprecise),
+        ["compute"],
+        "Scalars are not close!",
+    ),
 }
 
 
 @pytest.mark.parametrize(("args", "patch", "failing", "message"), FAULTS.values(), ids=FAULTS)
 def test_fault(
-    args: list[str], patch: Any, failing: list[str], message: str, folder: Path, monkeypatch: Any, capfd: Any
+    args: list[str],
+    patch: Any,
+    failing: list[str],
+    message: str,
+    folder: Path,
+    monkeypatch: Any,
+    capfd: Any,
 ) -> None:
     """A fault fails its own check in one line, and hides no other."""
     (folder / "file").touch()
@@ -93,7 +138,9 @@ def test_fault(
     assert files_in(folder) == {"file"}
 
 
-@pytest.mark.parametrize("args", [["--trainer.devices", "2"], ["--data", "Nope"], ["--data.batch_size", "0"]])
+@pytest.mark.parametrize(
+    "args", [["--trainer.devices", "2"], ["--data", "Nope"], ["--data.batch_size", "0"]]
+)
 def test_usage_error(args: list[str], folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main([*DOCTOR, *args]) == 2
     assert capfd.readouterr().out == ""
@@ -107,29 +154,41 @@ def test_sum_is_exact(wrong: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
-    two = SimpleNamespace(world_size=2, global_rank=0, device=torch.device("cpu"), launch=lambda: None)
+    two: Any = SimpleNamespace(
+        world_size=2, global_rank=0, device=torch.device("cpu"), launch=lambda: None
+    )
     if wrong:
         with pytest.raises(ValueError, match="2 of 109,386 sums over 2 processes are wrong"):
-            doctor.check_processes(site(fabric=two))
+            doctor.check_processes(two)
     else:
-        assert doctor.check_processes(site(fabric=two)) == "gloo sums 109,386 numbers over 2 processes exactly"
+        assert doctor.check_processes(two) == "gloo sums 109,386 numbers over 2 processes exactly"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu() -> None:
-    assert doctor.check_compute(site(fabric=SimpleNamespace(device=torch.device("cuda:0")))).startswith("loss")
+    gpu: Any = SimpleNamespace(device=torch.device("cuda:0"))
+    assert doctor.check_compute(gpu).startswith("loss")
 
 
 def test_processes_differ() -> None:
-    reports = [(rank, f"n{rank // 2}", ["ok    versions    a", f"ok    data        {rank % 2}"]) for rank in range(12)]
+    reports = [
+        (rank, f"n{rank // 2}", ["ok    versions    a", f"ok    data        {rank % 2}"])
+        for rank in range(12)
+    ]
     assert merge(reports) == [
         "ok    versions    a (12 processes)",
         "FAIL  data        the processes differ, but must have the same:",
         "ok    data        0 (rank 0 on n0, rank 2 on n1, rank 4 on n2, rank 6 on n3 and 2 more)",
         "ok    data        1 (rank 1 on n0, rank 3 on n1, rank 5 on n2, rank 7 on n3 and 2 more)",
     ]
-    reports = [(rank, "n", [f"{result:<4}  data        {rank}"]) for rank, result in enumerate(("ok", "FAIL"))]
-    assert merge(reports) == ["ok    data        0 (rank 0 on n)", "FAIL  data        1 (rank 1 on n)"]
+    reports = [
+        (rank, "n", [f"{result:<4}  data        {rank}"])
+        for rank, result in enumerate(("ok", "FAIL"))
+    ]
+    assert merge(reports) == [
+        "ok    data        0 (rank 0 on n)",
+        "FAIL  data        1 (rank 1 on n)",
+    ]
     assert merge(reports[:1]) == ["ok    data        0"]
     assert merge(reports[1:]) == ["FAIL  data        1 (rank 1 on n)"]
 
@@ -138,12 +197,23 @@ def test_processes_differ() -> None:
     ("rank", "args", "code", "failing"),
     [
         (0, ["--num_nodes", "1"], 1, ["devices", "processes"]),
-        (1, ["--num_nodes", "1"], 0, ["devices", "processes"]),  # the first process's exit code counts
+        (
+            1,
+            ["--num_nodes", "1"],
+            0,
+            ["devices", "processes"],
+        ),  # the first process's exit code counts
         (0, [], 1, ["processes"]),  # the other process never comes
     ],
 )
 def test_task_of_two(
-    rank: int, args: list[str], code: int, failing: list[str], folder: Path, monkeypatch: Any, capfd: Any
+    rank: int,
+    args: list[str],
+    code: int,
+    failing: list[str],
+    folder: Path,
+    monkeypatch: Any,
+    capfd: Any,
 ) -> None:
     """One of two processes that srun started on two nodes."""
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -19,24 +19,34 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.wait import WebDriverWait
 from torch import Tensor, nn
 
-from mnist_lightning.pictures.judge import judge
+from mnist_lightning.pictures.detector import detect
 from mnist_lightning.serve.app import make_app
 
 STROKES = {  # x and y of each corner, from 0 to 8
-    **{0: ["40 20 11 04 18 38 57 64 51 40"], 1: ["30 38"], 2: ["02 20 41 52 43 08 58"], 4: ["30 05 55", "43 48"]},
-    **{3: ["01 20 41 52 33 23 44 56 47 28 07"], 5: ["50 10 13 33 45 56 47 28 07"], 7: ["00 50 28"]},
-    **{6: ["40 12 05 17 38 57 55 34 15"], 8: ["51 30 11 12 34 55 57 38 17 15 34 52 51"], 9: ["52 30 11 13 34 52 58"]},
+    0: ["40 20 11 04 18 38 57 64 51 40"],
+    1: ["30 38"],
+    2: ["02 20 41 52 43 08 58"],
+    3: ["01 20 41 52 33 23 44 56 47 28 07"],
+    4: ["30 05 55", "43 48"],
+    5: ["50 10 13 33 45 56 47 28 07"],
+    6: ["40 12 05 17 38 57 55 34 15"],
+    7: ["00 50 28"],
+    8: ["51 30 11 12 34 55 57 38 17 15 34 52 51"],
+    9: ["52 30 11 13 34 52 58"],
 }
 
 
-class Judge(nn.Module):
+class Detector(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
-        return torch.tensor(judge((images[:, 0] * 255).round().byte().numpy())[:, :10] + 1e-9).log()
+        pixels = (images[:, 0] * 255).round().byte().numpy()
+        return torch.tensor(detect(pixels)[:, :10] + 1e-9).log()
 
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(make_app(Judge(), folder, "secret"), log_level="error"))
+    server = uvicorn.Server(
+        uvicorn.Config(make_app(Detector(), folder, "secret"), log_level="error")
+    )
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = Thread(target=server.run, args=([listening],))
         thread.start()
@@ -53,7 +63,13 @@ def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
         outcome("needs chromium and chromedriver on the PATH")
     options, home = webdriver.ChromeOptions(), str(tmp_path_factory.mktemp("home"))
     options.binary_location = program
-    for argument in ("headless=new", "no-sandbox", "disable-gpu", "no-first-run", f"user-data-dir={home}"):
+    for argument in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "no-first-run",
+        f"user-data-dir={home}",
+    ):
         options.add_argument(f"--{argument}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     own = {**os.environ, **dict.fromkeys(("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"), home)}
@@ -67,7 +83,9 @@ class Page:
     def __init__(self, chrome: webdriver.Chrome, pointer: str, url: str) -> None:
         self.chrome, self.is_touch = chrome, pointer == "finger"
         screen = {"width": 390 if self.is_touch else 1280, "height": 800, "deviceScaleFactor": 2}
-        chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {**screen, "mobile": self.is_touch})
+        chrome.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride", {**screen, "mobile": self.is_touch}
+        )
         chrome.get("about:blank")
         for log in ("performance", "browser"):
             chrome.get_log(log)  # forget earlier pages
@@ -77,14 +95,19 @@ class Page:
         return self.chrome.execute_script(f"return {script}")
 
     def wait(self, script: str, expected: Any) -> None:
-        WebDriverWait(self.chrome, 30, 0.05).until(lambda _: self.js(script) == expected, f"{script}: {expected}")
+        WebDriverWait(self.chrome, 30, 0.05).until(
+            lambda _: self.js(script) == expected, f"{script}: {expected}"
+        )
 
     def reads(self, text: str) -> None:
-        self.wait("[...document.querySelectorAll('#digits button')].map(each => each.textContent).join('')", text)
+        buttons = "[...document.querySelectorAll('#digits button')]"
+        self.wait(f"{buttons}.map(each => each.textContent).join('')", text)
         self.wait("$('text').textContent", text)  # what a screen reader says
 
     def draw(self, digit: int, column: int = 1) -> None:
-        left, top, width, unit = self.js("(b => [b.left, b.top, b.width, b.width / 27])(paper.getBoundingClientRect())")
+        left, top, width, unit = self.js(
+            "(b => [b.left, b.top, b.width, b.width / 27])(paper.getBoundingClientRect())"
+        )
         for stroke in STROKES[digit]:
             corners = np.array([[int(x), int(y)] for x, y in stroke.split()]) * unit
             corners += left + width * (column + 0.15) / 3, top + 2 * unit
@@ -95,8 +118,18 @@ class Page:
             self.point(("Released", "End"), x, y)
 
     def point(self, kind: tuple[str, str], x: float, y: float) -> None:
-        touch = {"type": f"touch{kind[1]}", "touchPoints": [{"x": x, "y": y}] if kind[1] != "End" else []}
-        mouse = {"type": f"mouse{kind[0]}", "x": x, "y": y, "button": "left", "buttons": 1, "clickCount": 1}
+        touch = {
+            "type": f"touch{kind[1]}",
+            "touchPoints": [{"x": x, "y": y}] if kind[1] != "End" else [],
+        }
+        mouse = {
+            "type": f"mouse{kind[0]}",
+            "x": x,
+            "y": y,
+            "button": "left",
+            "buttons": 1,
+            "clickCount": 1,
+        }
         name = "Input.dispatchTouchEvent" if self.is_touch else "Input.dispatchMouseEvent"
         self.chrome.execute_cdp_cmd(name, touch if self.is_touch else mouse)
 
@@ -105,13 +138,21 @@ class Page:
 
 
 @pytest.fixture(params=["mouse", "finger"])
-def page(request: pytest.FixtureRequest, chrome: webdriver.Chrome, tmp_path: Path) -> Iterator[Page]:
+def page(
+    request: pytest.FixtureRequest, chrome: webdriver.Chrome, tmp_path: Path
+) -> Iterator[Page]:
     """The page; after the test, it asked no other server, reported nothing, and fits the screen."""
     with served(tmp_path / "Drawings") as url:
         page = Page(chrome, request.param, f"{url}?token=secret")
         yield page
-        messages = [json.loads(entry["message"])["message"] for entry in chrome.get_log("performance")]
-        asked = {item["params"]["request"]["url"] for item in messages if item["method"] == "Network.requestWillBeSent"}
+        messages = [
+            json.loads(entry["message"])["message"] for entry in chrome.get_log("performance")
+        ]
+        asked = {
+            item["params"]["request"]["url"]
+            for item in messages
+            if item["method"] == "Network.requestWillBeSent"
+        }
         assert [address for address in asked if not address.startswith((url, "data:"))] == []
         assert chrome.get_log("browser") == []
         assert page.js("document.documentElement.scrollWidth <= innerWidth")
@@ -130,7 +171,11 @@ def test_digits_are_read_chosen_undone_and_cleared(page: Page) -> None:
     page.press(Keys.ENTER)
     assert page.js("$('first').textContent").startswith("4 with ")
     assert page.js("$('bars').querySelector('.best').textContent").startswith("4")
-    assert page.js("[pixels.naturalWidth, $('bars').rows.length, boxes.children.length]") == [28, 10, 3]
+    assert page.js("[pixels.naturalWidth, $('bars').rows.length, boxes.children.length]") == [
+        28,
+        10,
+        3,
+    ]
     page.press(Keys.CONTROL, "z")
     page.reads("40")
 
@@ -139,12 +184,16 @@ def test_keyboard_draws_and_answers_are_kept(page: Page, tmp_path: Path) -> None
     page.press(Keys.TAB)
     page.press(Keys.SHIFT, *[Keys.ARROW_UP] * 3, Keys.ARROW_LEFT, Keys.NULL, Keys.SPACE)
     assert page.js("said.textContent") == "Pen down."
-    page.press(Keys.SHIFT, *[Keys.ARROW_RIGHT] * 4, Keys.NULL, *[Keys.END, Keys.ARROW_DOWN] * 8, Keys.SPACE)
+    page.press(
+        Keys.SHIFT, *[Keys.ARROW_RIGHT] * 4, Keys.NULL, *[Keys.END, Keys.ARROW_DOWN] * 8, Keys.SPACE
+    )
     assert page.js("said.textContent") == "Pen up."
     page.reads("7")
     for label, button in ((7, "yes"), (3, "choices.children[3]")):
         page.js(f"{button}.click()")
-        page.wait("$('kept').textContent", f"Kept as {label}. 1 drawing in {tmp_path / 'Drawings'}.")
+        page.wait(
+            "$('kept').textContent", f"Kept as {label}. 1 drawing in {tmp_path / 'Drawings'}."
+        )
     (file,) = (tmp_path / "Drawings/3").iterdir()
     assert Image.open(file).size == (28, 28)
 
@@ -152,12 +201,17 @@ def test_keyboard_draws_and_answers_are_kept(page: Page, tmp_path: Path) -> None
 def test_pictures_are_read_and_other_files_refused(page: Page, tmp_path: Path) -> None:
     picture = Image.new("RGB", (3000, 2000), "white")  # larger than what is sent
     for left, stroke in ((400, STROKES[2][0]), (1600, STROKES[7][0])):
-        ImageDraw.Draw(picture).line([(left + 120 * int(x), 400 + 120 * int(y)) for x, y in stroke.split()], "navy", 60)
+        ImageDraw.Draw(picture).line(
+            [(left + 120 * int(x), 400 + 120 * int(y)) for x, y in stroke.split()], "navy", 60
+        )
     picture.save(tmp_path / "27.png")
     chooser = page.chrome.find_element("id", "file")
     chooser.send_keys(str(tmp_path / "27.png"))
     page.reads("27")
-    for name, line in (("a.heic", "This browser cannot open HEIC. Save it as JPEG first."), ("a.png", "This is not a")):
+    for name, line in (
+        ("a.heic", "This browser cannot open HEIC. Save it as JPEG first."),
+        ("a.png", "This is not a"),
+    ):
         (tmp_path / name).write_bytes(b"no picture")
         chooser.send_keys(str(tmp_path / name))
         page.wait(f"$('note').textContent.slice(0, {len(line)})", line)

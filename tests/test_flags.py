@@ -1,5 +1,6 @@
-"""Each flag in the tables of the help, called with its own example: does it reach its setting?"""
+"""Each flag of the table, called with its own example: does it reach its setting?"""
 
+import contextlib
 import shlex
 import shutil
 from collections.abc import Callable
@@ -7,133 +8,103 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from conftest import ROOT
 
-from mnist_lightning import MLP, DigitClassifier, Run, UCIDigits, cli, doctor, fit, usage, verbs
-from mnist_lightning.cli import main
-from mnist_lightning.models import TestTimeAugmentation
+from mnist_lightning import MNIST, Run, recipe
+from mnist_lightning.cli import doctor, main, quick
+from mnist_lightning.cli.flags import TABLE
+from mnist_lightning.networks import TestTimeAugmentation
 from mnist_lightning.report import describe
 from mnist_lightning.studies import contrast, crossval, train, tune
+from mnist_lightning.training.runs import runs
 
 RUN = "lightning_logs/a"
+SPACE = {"lr": {"low": 1e-4, "high": 1e-2, "log": True}}
 Values = dict[str, Any]
-Look = Callable[[Values], Any]
 
 
 class Called(BaseException):
     """The library was called: nothing more is done."""
 
 
-def tables() -> list[tuple[str, str, list[str]]]:
-    """Verb, flag and the words of its example, for each row of each table."""
-    rows = []
-    for verb, text in usage.HELP_OF.items():
-        for line in text.splitlines():
-            if line.startswith("  --"):
-                flag, *example = shlex.split(line[2:30])
-                example = [RUN if word in ("RUN", "last") else word for word in example if word != "..."]
-                rows.append((verb, flag.removeprefix("--"), example))
-    return rows
+def rows() -> list[tuple[str, str, list[str]]]:
+    """Verb, flag and the words of its example, for each row of the table."""
+    found = []
+    for verb, entry in TABLE.items():
+        for row in entry["flags"]:
+            words = [word for word in shlex.split(row.get("example", "")) if word != "..."]
+            example = [RUN if word in ("RUN", "last") else word for word in words]
+            found.append((verb, row["name"], example))
+    return found
 
 
 def data_of(it: Values) -> Any:
     return it["data"] if "data" in it else it["run"].data
 
 
-DATA: dict[str, Look] = {
+def folder_of(it: Values) -> Path:
+    """The folder of the run that a verb is for: it prints the checkpoint first."""
+    return Path(it["printed"].split()[1]).parents[1]
+
+
+# Where the setting of a flag is, if not under the flag's name.
+REACHED: dict[str, Callable[[Values], Any]] = {
     "data": lambda it: type(data_of(it)).__name__,
     "data_dir": lambda it: data_of(it).data_dir,
     "config": lambda it: data_of(it).batch_size,
+    "batch_size": lambda it: it["data"].batch_size,
+    "epochs": lambda it: it["max_epochs"],
+    "lr": lambda it: it["model"]().optimizer.keywords["lr"],
+    "net": lambda it: type(it["model"]().net).__name__,
+    "device": lambda it: it["accelerator"],
+    "ckpt_path": lambda it: str(folder_of(it)),
+    "fit ckpt_path": lambda it: str(it["resume"].parent.parent),
+    "log_dir": lambda it: str(it.get("log_dir") or folder_of(it).parent),
+    "teacher": lambda it: it["teacher"][0],
+    "freeze": lambda it: it["freeze"][0],
+    "seeds": lambda it: f"{it['seeds'][0]}-{it['seeds'][-1]}",
+    "tta": lambda it: it["run"].model.net.views,
+    "output": lambda it: str(it["output"]),
+    "augmentation": lambda it: it["augment"] is not None,
+    "json": lambda it: it["printed"].startswith("["),
+    "format": lambda it: Path(it["output"]).suffix.removeprefix("."),
+    "compare log_dir": lambda it: str(it["output"].parent),
+    "serve device": lambda it: next(it["net"].parameters()).device.type,
+    "serve tta": lambda it: it["net"].views,
+    "serve drawings": lambda it: str(it["drawings"]),
 }
-TRAINER: dict[str, Look] = {"device": lambda it: it["accelerator"], "precision": lambda it: it["precision"]}
-CHECKPOINT: dict[str, Look] = {"ckpt_path": lambda it: str(it["run"].folder)}
-VIEWS: dict[str, Look] = {"tta": lambda it: it["run"].model.net.views}
-OUTPUT: dict[str, Look] = {"output": lambda it: it["output"]}
-REACHED: dict[str, dict[str, Look]] = {
-    "fit": {
-        **DATA,
-        **TRAINER,
-        "epochs": lambda it: it["max_epochs"],
-        "batch_size": lambda it: it["data"].batch_size,
-        "lr": lambda it: it["model"].optimizer.keywords["lr"],
-        "net": lambda it: type(it["model"].net).__name__,
-        "seed": lambda it: it["seed"],
-        "name": lambda it: it["name"],
-        "ckpt_path": lambda it: str(it["resume"].parent.parent),
-        "init_from": lambda it: it["init_from"],
-        "teacher": lambda it: it["teacher"][0],
-        "freeze": lambda it: it["freeze"][0],
-        "seeds": lambda it: f"{it['seeds'][0]}-{it['seeds'][-1]}",
-    },
-    "validate": {**DATA, **TRAINER, **CHECKPOINT, **VIEWS},
-    "test": {**DATA, **TRAINER, **CHECKPOINT, **VIEWS, **OUTPUT, "robustness": lambda it: it["robustness"]},
-    "predict": {**DATA, **TRAINER, **CHECKPOINT, **VIEWS, **OUTPUT, "images": lambda it: it["files"]},
-    "describe": {
-        **DATA,
-        "output": lambda it: str(it["folder"]),
-        "augmentation": lambda it: it["augment"] is not None,
-    },
-    "doctor": {
-        **DATA,
-        "accelerator": lambda it: it["accelerator"],
-        "devices": lambda it: it["devices"],
-        "num_nodes": lambda it: it["num_nodes"],
-        "default_root_dir": lambda it: str(it["log_dir"].parent),
-    },
-    "runs": {
-        "sort": lambda it: it["sort"],
-        "json": lambda it: it["printed"].startswith("["),
-        "log_dir": lambda it: str(it["log_dir"]),
-    },
-    "compare": {"split": lambda it: it["split"], "output": lambda it: str(it["output"])},
-    "crossval": {
-        "folds": lambda it: it["folds"],
-        "repeats": lambda it: it["repeats"],
-        "stratified": lambda it: it["stratified"],
-        "train_sizes": lambda it: it["sizes"],
-        "name": lambda it: it["name"],
-    },
-    "tune": {name: lambda it, name=name: it[name] for name in ("space", "trials", "workers", "storage", "pruner")},  # type: ignore[misc]
-    "export": {
-        **DATA,
-        **CHECKPOINT,
-        "format": lambda it: Path(it["path"]).suffix.removeprefix("."),
-        "output": lambda it: str(it["path"]),
-        "logits": lambda it: it["logits"],
-        "quantize": lambda it: it["quantize"],
-    },
-    "serve": {
-        "ckpt_path": lambda it: it["args"][0],
-        "host": lambda it: it["args"][2],
-        "port": lambda it: it["args"][3],
-        "token": lambda it: it["args"][4],
-        "drawings": lambda it: str(it["args"][1]),
-        "accelerator": lambda it: "cpu",
-        "tta": lambda it: it["args"][0].views,
-    },
+# What a flag gives where the example is not the value itself.
+EXPECTED: Values = {
+    "config": 256,  # of configs/fast.yaml
+    "images": ["photo.jpg", "scans/one.png"],
+    "json": True,
+    "space": SPACE,
+    "train_sizes": [100, 1000],
 }
-REACHED["tune"]["name"] = lambda it: it["name"]
-SPACE = {"lr": {"low": 1e-4, "high": 1e-2, "log": True}}
-EXPECTED: dict[tuple[str, str], Any] = {  # where the example is not the value itself
-    ("predict", "images"): ["photo.jpg", "scans/one.png"],
-    ("runs", "json"): True,
-    ("tune", "space"): SPACE,
-    ("crossval", "train_sizes"): [100, 1000],
+ALSO = {  # flags that the example needs beside it
+    "describe output": ["--data", "UCIDigits"],
+    "describe augmentation": ["--data", "UCIDigits"],
+    "export quantize": ["--output", "x.onnx"],
+    "compare split": [RUN, "lightning_logs/b"],
+    "compare log_dir": [RUN],
+    "compare output": [RUN],
 }
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the examples name: two runs, pictures, a space. The runs say that their data are MNIST."""
+def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the examples name: runs, which say that they read MNIST, and files."""
     root = tmp_path_factory.mktemp("flags")
     for name in ("a", "b"):
-        quiet = {"log_dir": root / "lightning_logs", "name": name, "enable_progress_bar": False}
-        run = fit(DigitClassifier(MLP([2])), UCIDigits(), max_epochs=1, **quiet)
-        config = run.folder / "config.yaml"
-        text = config.read_text().replace("mnist_lightning.data.uci.UCIDigits", "mnist_lightning.MNIST")
-        config.write_text(text + f"\ninit_from: {name}\n" * (name == "b"))
+        config = Path(shutil.copytree(trained, root / "lightning_logs" / name)) / "config.yaml"
+        text = config.read_text()
+        text = text.replace("mnist_lightning.data.uci.UCIDigits", "mnist_lightning.MNIST")
+        text = text.replace("mnist_lightning.UCIDigits", "mnist_lightning.MNIST")
+        config.write_text(text)
+    config.write_text(text.replace("init_from: null", "init_from: b"))
+    shutil.copytree(root / "lightning_logs", root / "DIR")
+    shutil.copytree(root / "lightning_logs", root / "OLD/lightning_logs")
     shutil.copytree(ROOT / "configs", root / "configs")
     (root / "scans").mkdir()
     for file in ("photo.jpg", "scans/one.png"):
@@ -148,88 +119,85 @@ def called(place: Path, monkeypatch: pytest.MonkeyPatch) -> Values:
     monkeypatch.chdir(place)
     found: Values = {}
 
-    def note(*args: Any, **values: Any) -> Any:
-        found.update(values)
-        found["args"] = args
-        raise Called
+    def note(place: Any, *names: str) -> None:
+        """Let a function note its arguments, the positional ones by these names, and stop."""
 
-    def noted(*names: str) -> Callable[..., Any]:
-        return lambda *args, **values: note(**dict(zip(names, args, strict=False)), **values)
+        def stop(*args: Any, **values: Any) -> None:
+            found.update(zip(names, args, strict=False), **values)
+            raise Called
+
+        monkeypatch.setattr(*place, stop)
 
     for verb in ("validate", "test", "predict"):
-        monkeypatch.setattr(Run, verb, noted("run"))
-    monkeypatch.setattr("mnist_lightning.pictures.recognize.write_digits", noted("output", "files", "net"))
-    monkeypatch.setattr(train, "fit", noted("model", "data"))
-    monkeypatch.setattr(verbs, "train_seeds", noted("flags", "name", "seeds"))
-    monkeypatch.setattr(describe, "write_description", noted("folder", "shown", "augment"))
-    monkeypatch.setattr(doctor, "doctor", noted("data", "log_dir", "accelerator", "devices", "num_nodes"))
-    monkeypatch.setattr(cli, "write_comparison", noted("output"))
-    monkeypatch.setattr(contrast, "contrast", noted("one", "other", "split"))
-    monkeypatch.setattr(crossval, "cross_validate", noted("flags", "name"))
-    monkeypatch.setattr(crossval, "learning_curve", noted("sizes", "flags", "name"))
-    monkeypatch.setattr(tune, "tune", noted("space", "flags"))
-    monkeypatch.setattr(Run, "export", noted("run", "path"))
-    monkeypatch.setattr("mnist_lightning.serve.server.serve", note)
+        note((Run, verb), "run")
+    note((Run, "export"), "run", "output")
+    note((recipe, "fit"), "model", "data")
+    note((train, "train_seeds"), "model", "data", "seeds")
+    note((crossval, "cross_validate"), "model", "data")
+    note((crossval, "learning_curve"), "train_sizes", "model", "data")
+    note((tune, "tune"), "space", "make", "trials")
+    note((describe, "write_description"), "output", "shown", "augment")
+    note((MNIST, "prepare_data"), "data")
+    note((doctor, "doctor"), "data", "log_dir", "accelerator", "devices", "num_nodes")
+    note((quick, "runs"), "log_dir", "sort")
+    note((quick, "write_comparison"), "output")
+    note((contrast, "contrast"), "one", "other", "split")
+    note(("mnist_lightning.pictures.write.write_digits",), "output", "images", "net")
+    server = ("net", "drawings", "host", "port", "token")
+    note(("mnist_lightning.serve.server.serve",), *server)
     return found
 
 
 def reach(verb: str, args: list[str], called: Values, capsys: pytest.CaptureFixture[str]) -> None:
     """Call a verb until it calls the library."""
     capsys.readouterr()
-    try:
-        code = main([verb, *args])
-        out, err = capsys.readouterr()
-        assert code == 0, err
-        called["printed"] = out
-    except Called:
-        pass
+    code = 0
+    with contextlib.suppress(Called):
+        code = main.main([verb, *args])
+    called["printed"], err = capsys.readouterr()
+    assert code == 0, err
 
 
-ALSO = {  # flags that the example needs beside it
-    ("describe", "output"): ["--data", "UCIDigits"],
-    ("describe", "augmentation"): ["--data", "UCIDigits"],
-    ("export", "quantize"): ["--output", "x.onnx"],
-    ("compare", "split"): [RUN, "lightning_logs/b"],
-    ("compare", "output"): [RUN],
-}
-
-
-@pytest.mark.parametrize(("verb", "flag", "example"), tables(), ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(("verb", "flag", "example"), rows(), ids=lambda value: str(value)[:20])
 def test_a_flag_reaches_its_setting(
-    verb: str, flag: str, example: list[str], called: Values, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    verb: str, flag: str, example: list[str], called: Values, capsys: Any, monkeypatch: Any
 ) -> None:
-    args = [f"--{flag}", *example, *ALSO.get((verb, flag), [])]
-    if verb == "describe" and "UCIDigits" not in args:
-        monkeypatch.setattr("mnist_lightning.MNIST.prepare_data", lambda self: found_data(called, self))
+    if flag == "json":  # the only one that changes what is printed
+        monkeypatch.setattr(quick, "runs", runs)
+    name = f"{verb} {flag}"
+    args = [f"--{flag}", *example, *ALSO.get(name, [])]
     if verb == "tune" and flag != "space":
         args += ["--space", "space.yaml"]
-    if verb == "runs":
-        monkeypatch.setattr(cli, "runs", lambda log_dir, sort: called.update(log_dir=log_dir, sort=sort) or [])
     reach(verb, args, called, capsys)
-    value = REACHED[verb][flag](called)
-    if flag == "config":
-        assert value == 256  # of configs/fast.yaml
-    elif verb == "serve" and flag == "ckpt_path":
-        saved = torch.load(f"{RUN}/checkpoints/best.ckpt", weights_only=True)["state_dict"]
-        torch.testing.assert_close({f"net.{name}": weight for name, weight in value.state_dict().items()}, saved)
-    else:
-        assert value == EXPECTED.get((verb, flag), yaml.safe_load(" ".join(example) or "true"))
+    look = REACHED.get(name) or REACHED.get(flag) or (lambda it: it[flag])
+    assert look(called) == EXPECTED.get(flag, yaml.safe_load(" ".join(example) or "true"))
 
 
-def found_data(called: Values, data: Any) -> None:
-    called["data"] = data
-    raise Called
+@pytest.mark.parametrize(
+    ("line", "flag", "value"),
+    [
+        ("doctor --accelerator gpu", "device", "gpu"),
+        ("doctor --default_root_dir OLD", "log_dir", "OLD/lightning_logs"),
+        ("serve --accelerator=cpu", "serve device", "cpu"),
+        ("validate --trainer.default_root_dir OLD", "log_dir", "OLD/lightning_logs"),
+        ("export --default_root_dir=OLD", "log_dir", "OLD/lightning_logs"),
+        ("crossval --trainer.default_root_dir OLD", "log_dir", "OLD/lightning_logs"),
+        ("fit --trainer.default_root_dir OLD", "default_root_dir", "OLD"),
+        ("fit --log_dir DIR --trainer.default_root_dir OLD", "log_dir", "DIR"),
+        ("fit --log_dir DIR --trainer.default_root_dir OLD", "default_root_dir", None),
+        ("test --tta=3 --precision=bf16-mixed", "tta", 3),
+        ("test --tta=3 --precision=bf16-mixed", "precision", "bf16-mixed"),
+    ],
+)
+def test_earlier_names_and_equals_signs(
+    line: str, flag: str, value: Any, called: Values, capsys: Any
+) -> None:
+    verb, *args = line.split()
+    reach(verb, args, called, capsys)
+    look = REACHED.get(flag) or (lambda it: it.get(flag))
+    assert look(called) == value
 
 
-def test_each_row_of_each_table_is_called() -> None:
-    assert {verb: set(flags) for verb, flags in REACHED.items()} == {
-        verb: {flag for other, flag, _ in tables() if other == verb} for verb in usage.VERBS if verb != "import"
-    }
-
-
-def test_views_are_those_of_the_flag(called: Values, capsys: pytest.CaptureFixture[str]) -> None:
-    """The neighbour: without the flag there are none, and = works as a blank does."""
+def test_without_the_flag_there_are_no_views(called: Values, capsys: Any) -> None:
     reach("test", [], called, capsys)
     assert not isinstance(called["run"].model.net, TestTimeAugmentation)
-    reach("test", ["--tta=3", "--precision=bf16-mixed"], called, capsys)
-    assert (called["run"].model.net.views, called["precision"]) == (3, "bf16-mixed")

@@ -1,43 +1,54 @@
-"""The networks beyond the plain MLP: sizes, settings, ensembles, test-time augmentation, the table of layers."""
+"""The networks: sizes, settings, ensembles, test-time augmentation, the table of layers."""
 
 import json
 import random
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import refusal
 from numpy.typing import NDArray
 from scipy.special import softmax
 from test_resume import Noise
 from torch import nn
 from torchvision.transforms import v2
 
-from mnist_lightning import CNN, MLP, Augmentation, DigitClassifier, Ensemble, UCIDigits, fit, load_run
-from mnist_lightning.cli import main
-from mnist_lightning.errors import InputError
-from mnist_lightning.models.ensemble import TestTimeAugmentation
-from mnist_lightning.models.layers import layer_table
-from mnist_lightning.settings import from_settings, to_settings
+from mnist_lightning import (
+    CNN,
+    MLP,
+    Augmentation,
+    DigitClassifier,
+    Ensemble,
+    Run,
+    UCIDigits,
+    fit,
+    load_run,
+)
+from mnist_lightning.checkpoints import from_settings, to_settings
+from mnist_lightning.cli.main import main
+from mnist_lightning.inference import layer_table
+from mnist_lightning.networks import TestTimeAugmentation
 
 BYTES, LABELS = UCIDigits().load("test")
 FLOATS = torch.from_numpy(BYTES).unsqueeze(1) / 255
 NETS: list[nn.Module] = [CNN(2, 0.1), MLP([8, 4], 0.0, "GELU", batch_norm=True), MLP([])]
 
 
-def train(net: nn.Module, folder: Path, name: str, augmentation: nn.Module | None = None) -> Any:
+def train(net: nn.Module, log_dir: Path, augmentation: nn.Module | None = None) -> Run:
     data = UCIDigits(batch_size=100, augmentation=augmentation)
-    return fit(DigitClassifier(net), data, log_dir=folder, name=name, max_epochs=1, enable_progress_bar=False)
+    return fit(DigitClassifier(net), data, log_dir=log_dir, max_epochs=1, enable_progress_bar=False)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
     """A CNN with an augmentation of its own settings, and an MLP."""
     torch.manual_seed(0)
     logs = tmp_path_factory.mktemp("work") / "lightning_logs"
-    return train(CNN(2), logs, "a", augmentation=Augmentation(shift=5)), train(MLP([8]), logs, "b")
+    return train(CNN(2), logs, Augmentation(shift=5)), train(MLP([8]), logs)
 
 
 @torch.no_grad()
@@ -46,50 +57,48 @@ def probabilities(net: nn.Module, images: torch.Tensor = FLOATS) -> NDArray[np.f
 
 
 def test_parameters() -> None:
-    def count(net: nn.Module) -> int:
-        return sum(parameter.numel() for parameter in net.parameters())
-
-    assert (count(CNN()), count(CNN(24)), count(MLP())) == (288_170, 162_562, 109_386)
-    assert count(MLP(batch_norm=True)) == 109_386 + 2 * (128 + 64)
+    norms = sum(each.numel() for each in MLP(batch_norm=True).parameters()) - 109_386
+    assert norms == 2 * (128 + 64)
     keys = [f"layers.{number}.{kind}" for number in (1, 4, 7) for kind in ("weight", "bias")]
     assert list(MLP().state_dict()) == keys  # of checkpoints that users have
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: CNN(0), "width must be at least 1, got 0"),
-        (lambda: CNN(dropout=1), r"dropout must be in \[0, 1\), got 1"),
-        (lambda: MLP([8, 0]), r"hidden_sizes must each be at least 1, got \[8, 0\]"),
-        (lambda: Ensemble([]), "an ensemble needs at least one network, got none"),
-        (lambda: TestTimeAugmentation(MLP(), Augmentation(), -1), r"\(tta\) must not be negative, got -1"),
-    ],
-)
-def test_refused(make: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        make()
+REFUSED: dict[str, Any] = {
+    "width must be at least 1, got 0": lambda: CNN(0),
+    "dropout must be in [0, 1), got 1": lambda: CNN(dropout=1),
+    "hidden_sizes must each be at least 1, got [8, 0]": lambda: MLP([8, 0]),
+    "an ensemble needs at least one network, got none": lambda: Ensemble([]),
+    "the number of views (tta) must not be negative, got -1": (
+        lambda: TestTimeAugmentation(MLP(), Augmentation(), -1)
+    ),
+}
 
 
-@pytest.mark.parametrize("net", NETS, ids=lambda net: type(net).__name__)
-def test_round_trip(net: nn.Module, tmp_path: Path) -> None:
-    """A network is made again from its settings; a checkpoint alone, and a run folder, give the same outputs."""
-    assert str(from_settings(to_settings(net))) == str(net)
-    run = train(net, tmp_path, "a")
-    for other in (DigitClassifier.load_from_checkpoint(run.checkpoint), load_run(run.folder).model):
-        np.testing.assert_array_equal(probabilities(other.net), probabilities(run.model.net))
+@pytest.mark.parametrize("message", REFUSED)
+def test_refused(message: str) -> None:
+    assert refusal(REFUSED[message]) == message
 
 
-def test_ensemble(runs: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_round_trip() -> None:
+    for net in [*NETS, Ensemble(NETS)]:
+        assert str(from_settings(to_settings(net))) == str(net)
+
+
+def assert_near(found: Any, expected: Any) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_ensemble(runs: tuple[Run, Run], monkeypatch: pytest.MonkeyPatch) -> None:
     mean = np.mean([probabilities(net) for net in NETS], axis=0)
-    np.testing.assert_allclose(Ensemble(NETS).eval()(FLOATS).exp().detach(), mean, rtol=0, atol=1e-6)
-    a, b = runs
+    assert_near(Ensemble(NETS).eval()(FLOATS).exp().detach(), mean)
     mean = np.mean([probabilities(run.model.net) for run in runs], axis=0)
-    np.testing.assert_allclose(probabilities(Ensemble([a, b.model.net])), mean, rtol=0, atol=1e-6)
-    monkeypatch.chdir(a.folder.parent.parent)
-    both = load_run([a.folder, b.folder], log_dir="lightning_logs")
-    np.testing.assert_allclose(both.predict(BYTES).probabilities, mean, rtol=0, atol=1e-6)
-    assert main(["test", "--ckpt_path", "lightning_logs/a", "lightning_logs/b"]) == 0
-    metrics = json.loads(Path("lightning_logs/a+b.results/report/metrics.json").read_text())
+    assert_near(probabilities(Ensemble([runs[0], runs[1].model.net])), mean)
+    monkeypatch.chdir(runs[0].folder.parent.parent)
+    folders = ["lightning_logs/version_0", "lightning_logs/version_1"]
+    assert_near(load_run(folders).predict(BYTES).probabilities, mean)
+    assert main(["test", "--ckpt_path", *folders]) == 0
+    report = Path("lightning_logs/version_0+version_1.results/report")
+    metrics = json.loads((report / "metrics.json").read_text())
     assert metrics["accuracy"] == pytest.approx((mean.argmax(axis=1) == LABELS).mean(), abs=1e-12)
     assert metrics["loss"] == pytest.approx(-np.log(mean[range(360), LABELS]).mean(), rel=1e-5)
 
@@ -109,25 +118,21 @@ def random_states() -> list[Any]:
     return [random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()]  # noqa: NPY002
 
 
-def test_views(runs: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The views of the run's own augmentation, each drawn with a seed of its own for images alone, are averaged."""
+def test_views(runs: tuple[Run, Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's own augmentation makes the views, which are averaged with the image itself."""
     run = runs[0]
-    np.testing.assert_allclose(
-        probabilities(TestTimeAugmentation(run.model.net, Augmentation(), 0)), probabilities(run.model.net), atol=1e-6
-    )
+    same = TestTimeAugmentation(run.model.net, Augmentation(), 0)
+    assert_near(probabilities(same), probabilities(run.model.net))
     views = [FLOATS, *(views_alone(Augmentation(shift=5), FLOATS, seed) for seed in range(3))]
     mean = np.mean([probabilities(run.model.net, view) for view in views], axis=0)
-    net = load_run(run.folder, tta=3).model.net
-    before = torch.get_rng_state()
-    first, again = (probabilities(net) for _ in range(2))
-    assert torch.equal(torch.get_rng_state(), before)
-    np.testing.assert_array_equal(first, again)
-    np.testing.assert_allclose(first, mean, rtol=0, atol=1e-6)
+    loaded = load_run(run.folder, tta=3, data=UCIDigits(eval_batch_size=7))
+    for answers in (loaded.predict(), loaded.predict(BYTES)):
+        assert_near(answers.probabilities, mean)
     monkeypatch.chdir(run.folder.parent.parent)
     for verb in ("predict", "test"):
-        assert main([verb, "--ckpt_path", "lightning_logs/a", "--tta", "3"]) == 0
-    table = np.loadtxt(run.folder / "predictions.csv", delimiter=",", skiprows=1)[:, 3:]
-    np.testing.assert_allclose(table, mean, rtol=0, atol=1e-6)
+        assert main([verb, "--ckpt_path", str(run.folder), "--tta", "3"]) == 0
+    table = np.loadtxt(run.folder / "predictions.csv", delimiter=",", skiprows=1)
+    assert_near(table[:, 3:], mean)
     assert "3 random views" in (run.folder / "report_tta3/index.html").read_text()
 
 
@@ -143,52 +148,44 @@ class Bright(nn.Module):
     """An augmentation that looks at the image, which vmap refuses; with Python's random numbers."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.roll(random.randint(-3, 3), 2) if images.mean() > 0.1 else images * torch.rand(())
+        if images.mean() > 0.1:
+            return images.roll(random.randint(-3, 3), 2)
+        return images * torch.rand(())
 
 
-AUGMENTATIONS = [Augmentation(stroke=0.5), Noise(), v2.RandomAffine(15, (0.1, 0.1)), v2.RandomErasing(1.0)]
+AUGMENTATIONS = [
+    Augmentation(stroke=0.5),
+    Noise(),
+    v2.RandomAffine(15, (0.1, 0.1)),
+    v2.RandomErasing(1.0),
+    Mirror(),
+    Bright(),
+]
 
 
-@pytest.mark.parametrize("augment", [*AUGMENTATIONS, Mirror(), Bright()], ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("augment", AUGMENTATIONS, ids=lambda each: type(each).__name__)
 def test_views_do_not_depend_on_the_neighbours(augment: nn.Module) -> None:
+    """Also when several threads classify. The random states stay as they were."""
     torch.manual_seed(0)
     net, few = MLP([8]), FLOATS[:40]
-    tta = TestTimeAugmentation(net, augment, 2).eval()
+    tta = TestTimeAugmentation(net, augment, 2)
+    views = [few, views_alone(augment, few, 0), views_alone(augment, few, 1)]
+    mean = np.mean([probabilities(net, view) for view in views], axis=0)
     states = random_states()
-    whole = probabilities(tta, few)
+    assert_near(probabilities(tta, few), mean)
     assert random_states() == states
-    np.testing.assert_allclose(probabilities(tta, few[:3]), whole[:3], rtol=0, atol=1e-6)
-    np.testing.assert_allclose(probabilities(tta, few.flip(0)), whole[::-1], rtol=0, atol=1e-6)
-    mean = np.mean([probabilities(net, few), *(probabilities(net, views_alone(augment, few, i)) for i in (0, 1))], 0)
-    np.testing.assert_allclose(whole, mean, rtol=0, atol=1e-6)
-    answers: list[Any] = []
-    threads = [Thread(target=lambda: answers.extend(probabilities(tta, few) for _ in range(5))) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    np.testing.assert_allclose(answers, np.broadcast_to(whole, (15, 40, 10)), rtol=0, atol=1e-6)
-
-
-@pytest.mark.long
-def test_views_in_all_verbs(runs: tuple[Any, Any], tmp_path: Path) -> None:
-    """Neither eval_batch_size nor the number of images that are given changes an answer."""
-    run = runs[0]
-    expected = load_run(run.folder, tta=2).predict(BYTES).probabilities
-    for size in (7, 360):
-        other = load_run(run.folder, tta=2, data=UCIDigits(eval_batch_size=size))
-        np.testing.assert_allclose(other.predict().probabilities, expected, rtol=0, atol=1e-6)
-        loss = -np.log(expected.astype(np.float64)[range(360), LABELS]).mean()
-        assert other.test(logger=False)["loss"] == pytest.approx(loss, rel=1e-5)
-    np.testing.assert_allclose(other.predict(BYTES[5:8]).probabilities, expected[5:8], rtol=0, atol=1e-6)
+    assert_near(probabilities(tta, few[:3]), mean[:3])
+    assert_near(probabilities(tta, few.flip(0)), mean[::-1])
+    with ThreadPoolExecutor(3) as threads:
+        for answers in threads.map(lambda _: probabilities(tta, few), range(15)):
+            assert_near(answers, mean)
 
 
 def test_views_by_an_augmentation_without_settings(tmp_path: Path) -> None:
     """config.yaml cannot say how to make it, so the default one makes the views."""
-    run = train(MLP([8]), tmp_path, "a", augmentation=Noise())
+    run = train(MLP([8]), tmp_path, Noise())
     expected = probabilities(TestTimeAugmentation(run.model.net, Augmentation(), 2))
-    shown = load_run(run.folder, tta=2).predict(BYTES).probabilities
-    np.testing.assert_allclose(shown, expected, rtol=0, atol=1e-6)
+    assert_near(load_run(run.folder, tta=2).predict(BYTES).probabilities, expected)
 
 
 def test_layer_table() -> None:
@@ -196,9 +193,40 @@ def test_layer_table() -> None:
     net.layers[3].eval()
     modes, before = [module.training for module in net.modules()], torch.get_rng_state()
     table = [line.split() for line in layer_table(net).splitlines()]
-    assert [" ".join(row) for row in table] == [
-        *("layer output parameters", "Flatten 784 0", "Linear 128 100,480", "Linear 64 8,256", "Linear 10 650")
+    assert table == [
+        ["layer", "output", "parameters"],
+        ["Flatten", "784", "0"],
+        ["Linear", "128", "100,480"],
+        ["Linear", "64", "8,256"],
+        ["Linear", "10", "650"],
     ]
     assert [module.training for module in net.modules()] == modes
     assert torch.equal(torch.get_rng_state(), before)
-    assert not any(module._forward_hooks for module in net.modules())
+
+
+OLD = {
+    "mnist_lightning.MLP": "mnist_lightning.models.mlp.MLP",
+    "mnist_lightning.UCIDigits": "mnist_lightning.data.torchvision.UCIDigits",
+}
+
+
+def test_files_of_earlier_versions(first: Path) -> None:
+    """They name modules that are gone. The run is tested and resumed, and its files are loaded."""
+    expected = load_run(first).predict(BYTES).probabilities
+    config = (first / "config.yaml").read_text()
+    for name, old in OLD.items():
+        config = config.replace(f"class_path: {name}\n", f"class_path: {old}\n")
+    assert all(old in config for old in OLD.values())
+    (first / "config.yaml").write_text(config)
+    for file in (first / "checkpoints").iterdir():
+        checkpoint = torch.load(file, weights_only=True)
+        checkpoint["hyper_parameters"]["net"]["class_path"] = OLD["mnist_lightning.MLP"]
+        torch.save(checkpoint, file)
+    for run in (load_run(first), load_run(shutil.copy(first / "checkpoints/best.ckpt", "a.ckpt"))):
+        np.testing.assert_array_equal(run.predict(BYTES).probabilities, expected)
+    assert main(["test", "--ckpt_path", str(first)]) == 0
+    resumed = fit(DigitClassifier(MLP()), UCIDigits(), resume=first, max_epochs=3)
+    assert resumed.record["epochs"] == 3
+    assert main(["fit", "--ckpt_path", str(first), "--epochs", "4"]) == 0
+    assert load_run(first).record["epochs"] == 4
+    assert not any(old in (first / "config.yaml").read_text() for old in OLD.values())

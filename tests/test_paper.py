@@ -1,21 +1,25 @@
-"""Pages as people take pictures of them: sheets on tables, turned pages, lines, touching digits, other signs."""
+"""Pages as people take pictures of them: sheets on tables, lines, touching digits, signs."""
+
+from collections.abc import Callable
+from itertools import product
 
 import cv2
 import numpy as np
 import pytest
-from test_prepare import drawn, overlap, written
+from painting import drawn, overlap, written
 
+from mnist_lightning.pictures.detector import detect, prepared
+from mnist_lightning.pictures.digits import find_digits
 from mnist_lightning.pictures.ink import find_ink
-from mnist_lightning.pictures.judge import judge
-from mnist_lightning.pictures.marks import centred
 from mnist_lightning.pictures.paper import find_sheet, skew
-from mnist_lightning.pictures.prepare import find_digits
 
 LINES = ["4217", "305", "96 8"]
 CORNERS = np.array([[120, 90], [1010, 150], [940, 800], [60, 690]], np.float32)
 
 
-def photographed(page: np.ndarray, boxes: list, table: int = 60) -> tuple[np.ndarray, list, np.ndarray]:
+def photographed(
+    page: np.ndarray, boxes: list, table: int = 60
+) -> tuple[np.ndarray, list, np.ndarray]:
     """The page on a table, seen at an angle: the picture, the boxes in it, and the transform."""
     height, width = page.shape
     edge = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
@@ -26,7 +30,9 @@ def photographed(page: np.ndarray, boxes: list, table: int = 60) -> tuple[np.nda
 
 def transformed(box: tuple[int, ...], transform: np.ndarray) -> tuple[int, ...]:
     left, top, right, bottom = box
-    corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)[None]
+    corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)[
+        None
+    ]
     x, y = cv2.perspectiveTransform(corners, transform)[0].T
     return x.min(), y.min(), x.max(), y.max()
 
@@ -67,24 +73,31 @@ def test_turned_page(angle: float) -> None:
     assert skew(255 - drawn(7) >> 7) == 0
 
 
-RULES = {
-    "ruled": lambda page: [cv2.line(page, (0, y), (page.shape[1], y + 3), 120, 3) for y in range(24, 460, 66)],
-    "squared": lambda page: [
-        (cv2.line(page, (0, k), (999, k), 150, 2), cv2.line(page, (k, 0), (k, 999), 150, 2)) for k in range(30, 999, 65)
-    ],
-    "underlined": lambda page: [cv2.line(page, (30, y), (560, y + 4), 0, 5) for y in (136, 266, 396)],
-    "framed": lambda page: [
-        cv2.rectangle(page, (25 + 130 * x, 40 + 130 * y), (130 + 130 * x, 165 + 130 * y), 60, 4)
-        for x in range(4)
-        for y in range(3)
-    ],
-}
+def ruled(page: np.ndarray) -> None:
+    for y in range(24, 460, 66):
+        cv2.line(page, (0, y), (page.shape[1], y + 3), 120, 3)
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_lines_of_the_paper(rule: str) -> None:
+def squared(page: np.ndarray) -> None:
+    for place in range(30, 999, 65):
+        cv2.line(page, (0, place), (999, place), 150, 2)
+        cv2.line(page, (place, 0), (place, 999), 150, 2)
+
+
+def underlined(page: np.ndarray) -> None:
+    for y in (136, 266, 396):
+        cv2.line(page, (30, y), (560, y + 4), 0, 5)
+
+
+def framed(page: np.ndarray) -> None:
+    for x, y in product(range(25, 500, 130), range(40, 400, 130)):
+        cv2.rectangle(page, (x, y), (x + 105, y + 125), 60, 4)
+
+
+@pytest.mark.parametrize("rule", [ruled, squared, underlined, framed])
+def test_lines_of_the_paper(rule: Callable[[np.ndarray], None]) -> None:
     page, boxes = written(LINES)
-    RULES[rule](page)
+    rule(page)
     assert_found(page, boxes)
 
 
@@ -108,19 +121,18 @@ def test_digits_that_touch(pair: str) -> None:
     assert abs(second.box[0] - 60 - width) < 12
 
 
-def test_judge() -> None:
-    digits = np.stack([centred(crop(255 - drawn(digit, size=3, pen=9))) for digit in range(10)])
-    answers = judge(digits)
+def test_detector() -> None:
+    digits = np.stack([cropped(drawn(digit, size=3, pen=9)) for digit in range(10)])
+    answers = detect(digits)
     np.testing.assert_allclose(answers.sum(axis=1), 1, atol=1e-5)
     assert answers.argmax(axis=1).tolist() == list(range(10))
-    assert judge(digits[:0]).shape == (0, 11)
-    np.testing.assert_allclose(judge(np.repeat(digits, 30, axis=0))[::30], answers, atol=1e-5)
+    assert detect(digits[:0]).shape == (0, 11)
+    np.testing.assert_allclose(detect(np.repeat(digits, 30, axis=0))[::30], answers, atol=1e-5)
     for sign in ("+", "=", "x", "A", "%", "&", "?"):
-        page = np.zeros((300, 300), np.uint8)
-        cv2.putText(page, sign, (90, 200), cv2.FONT_HERSHEY_SIMPLEX, 5, 255, 14, cv2.LINE_AA)
-        assert judge(centred(crop(page))[None])[0, 10] > 0.5
+        assert detect(cropped(drawn(sign, 300, (90, 200), size=5))[None])[0, 10] > 0.5
 
 
-def crop(page: np.ndarray) -> np.ndarray:
-    x, y, width, height = cv2.boundingRect(page)
-    return np.ascontiguousarray(page[y : y + height, x : x + width])
+def cropped(page: np.ndarray) -> np.ndarray:
+    """The image of what is black on a page."""
+    x, y, width, height = cv2.boundingRect(255 - page)
+    return prepared(np.ascontiguousarray(255 - page[y : y + height, x : x + width]))

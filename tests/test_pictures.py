@@ -1,9 +1,11 @@
-"""Picture files of every format, damaged and hostile ones, and the digits that a network recognizes in them."""
+"""Picture files of every format, damaged and hostile ones, and the digits read in them."""
 
+import base64
 import copy
 import csv
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -19,19 +21,29 @@ import torch
 from conftest import files_in
 from hypothesis import given
 from hypothesis import strategies as st
+from painting import content, enlarged, row
 from PIL import Image, ImageFile
 from sklearn.datasets import load_digits
 from torch import nn
 
 from mnist_lightning.errors import InputError
+from mnist_lightning.pictures import marks
 from mnist_lightning.pictures import read as reader
 from mnist_lightning.pictures import recognize as module
-from mnist_lightning.pictures.prepare import find_digits
-from mnist_lightning.pictures.read import SUFFIXES, picture_files, read_picture, surroundings
-from mnist_lightning.pictures.recognize import Digit, Reading, recognize, recognize_files, write_digits
+from mnist_lightning.pictures.detector import prepared
+from mnist_lightning.pictures.digits import Found, find_digits
+from mnist_lightning.pictures.read import SUFFIXES, picture_files, read_picture
+from mnist_lightning.pictures.recognize import (
+    Digit,
+    Reading,
+    readings,
+    recognize,
+    recognize_files,
+)
+from mnist_lightning.pictures.write import COLUMNS, write_digits
 
+IMAGE = np.zeros((28, 28), np.uint8)
 NOT_A_PICTURE = "not a PNG, JPEG, BMP, GIF, TIFF or WebP picture"
-FAITHFUL = {"WEBP": {"lossless": True, "exact": True}, "JPEG": {"quality": 97, "subsampling": 0}}
 MODES = {
     "PNG": "1 L LA P RGB RGBA",
     "JPEG": "1 L RGB CMYK YCbCr",
@@ -41,14 +53,9 @@ MODES = {
     "WEBP": "L LA P RGB RGBA",
 }
 SAVED = [(kind, mode) for kind, modes in MODES.items() for mode in modes.split()]
-COLOURS = np.array([[0, 0, 0], [255, 255, 255], [200, 30, 40], [20, 80, 220], [250, 240, 10]], np.uint8)
-
-
-def content(picture: Image.Image | np.ndarray, kind: str = "PNG", **settings: object) -> bytes:
-    picture = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-    file = io.BytesIO()
-    picture.save(file, kind, **(FAITHFUL.get(kind, {}) | settings))
-    return file.getvalue()
+COLOURS = np.array(
+    [[0, 0, 0], [255, 255, 255], [200, 30, 40], [20, 80, 220], [250, 240, 10]], np.uint8
+)
 
 
 def read(data: bytes, path: Path = Path("picture")) -> np.ndarray:
@@ -59,7 +66,9 @@ def read(data: bytes, path: Path = Path("picture")) -> np.ndarray:
 
 def blocks(values: np.ndarray) -> np.ndarray:
     """Blocks of 8x8 of one value each, which JPEG nearly keeps: (24, 32)."""
-    return values[np.random.default_rng(0).integers(0, len(values), (3, 4))].repeat(8, 0).repeat(8, 1)
+    return (
+        values[np.random.default_rng(0).integers(0, len(values), (3, 4))].repeat(8, 0).repeat(8, 1)
+    )
 
 
 def example(mode: str) -> tuple[Image.Image, np.ndarray]:
@@ -68,9 +77,15 @@ def example(mode: str) -> tuple[Image.Image, np.ndarray]:
     if mode in ("LA", "RGBA"):
         rgba[..., 3] = blocks(np.array([255, 0], np.uint8))[::-1]
     if mode in ("1", "L", "LA"):
-        rgba[..., :3] = blocks(np.array([0, 255] if mode == "1" else [0, 60, 130, 255], np.uint8))[..., None]
+        rgba[..., :3] = blocks(np.array([0, 255] if mode == "1" else [0, 60, 130, 255], np.uint8))[
+            ..., None
+        ]
     picture = Image.fromarray(rgba)
-    return picture.convert("RGB").convert(mode) if mode in ("CMYK", "YCbCr", "P") else picture.convert(mode), rgba
+    return picture.convert("RGB").convert(mode) if mode in (
+        "CMYK",
+        "YCbCr",
+        "P",
+    ) else picture.convert(mode), rgba
 
 
 @pytest.mark.parametrize(("kind", "mode"), SAVED)
@@ -91,14 +106,29 @@ def test_formats_and_modes(kind: str, mode: str, folder: Path) -> None:
 @pytest.mark.parametrize("compression", ["packbits", "tiff_lzw", "tiff_adobe_deflate", "group4"])
 def test_compressed_tiff(compression: str, folder: Path) -> None:
     picture, expected = example("1" if compression == "group4" else "L")
-    np.testing.assert_array_equal(read(content(picture, "TIFF", compression=compression)), expected[..., 0])
+    np.testing.assert_array_equal(
+        read(content(picture, "TIFF", compression=compression)), expected[..., 0]
+    )
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kind"), [("uint16", "PNG"), ("uint16", "TIFF"), (">u2", "TIFF"), ("int32", "TIFF"), ("float32", "TIFF")]
+    ("dtype", "kind"),
+    [
+        ("uint16", "PNG"),
+        ("uint16", "TIFF"),
+        (">u2", "TIFF"),
+        ("int32", "TIFF"),
+        ("float32", "TIFF"),
+    ],
 )
 def test_more_than_eight_bits(dtype: str, kind: str, folder: Path) -> None:
-    for low, high, span in ((0, 60_000, 60_000), (1000, 1500, 500), (0, 255, 255), (1000, 1100, 4095), (7, 7, 255)):
+    for low, high, span in (
+        (0, 60_000, 60_000),
+        (1000, 1500, 500),
+        (0, 255, 255),
+        (1000, 1100, 4095),
+        (7, 7, 255),
+    ):
         values = np.linspace(low, high, 600).reshape(20, 30).astype(dtype)
         expected = (values.astype(float) - low) * 255 / span
         np.testing.assert_allclose(read(content(values, kind)), expected, atol=1)
@@ -124,13 +154,24 @@ def test_first_frame(kind: str, folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_exif_orientation(kind: str, folder: Path) -> None:
     stored = blocks(np.arange(0, 256, 15, dtype=np.uint8))
-    turned = [stored, stored[:, ::-1], stored[::-1, ::-1], stored[::-1], stored.T, np.rot90(stored, -1)]
+    turned = [
+        stored,
+        stored[:, ::-1],
+        stored[::-1, ::-1],
+        stored[::-1],
+        stored.T,
+        np.rot90(stored, -1),
+    ]
     for orientation, expected in enumerate([*turned, stored[::-1, ::-1].T, np.rot90(stored)], 1):
         exif = Image.Exif()
         exif[0x0112] = orientation
         pixels = np.atleast_3d(read(content(stored, kind, exif=exif)))[..., 0]
         np.testing.assert_allclose(pixels.astype(int), expected, atol=4 if kind == "JPEG" else 0)
-    for exif in () if kind == "TIFF" else (b"garbage", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"MM\0*\xff\xff\xff\xff"):
+    for exif in (
+        ()
+        if kind == "TIFF"
+        else (b"garbage", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"MM\0*\xff\xff\xff\xff")
+    ):
         pixels = np.atleast_3d(read(content(stored, kind, exif=exif)))[..., 0]
         np.testing.assert_allclose(pixels.astype(int), stored, atol=4)
 
@@ -151,9 +192,13 @@ def claiming(kind: str, width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "JPEG"])
 @pytest.mark.parametrize(("width", "height"), [(7072, 7072), (60_000, 60_000), (65_500, 1000)])
-def test_too_large(kind: str, width: int, height: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large(
+    kind: str, width: int, height: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delattr(ImageFile.ImageFile, "load")  # it is not decoded
-    size = f": {width:,} x {height:,} pixels," if width * height < 170_000_000 else ":"  # Pillow refuses larger ones
+    size = (
+        f": {width:,} x {height:,} pixels," if width * height < 170_000_000 else ":"
+    )  # Pillow refuses larger ones
     with pytest.raises(InputError, match=rf"^too large{size} more than 50,000,000( pixels)?$"):
         read(claiming(kind, width, height))
 
@@ -173,7 +218,14 @@ MANY = SCAN * 200
 VIDEO = np.random.default_rng(0).integers(0, 256, 1_000_000, np.uint8).tobytes() + MANY
 PLAIN, PROGRESSIVE = content(NOISE, "JPEG"), content(NOISE, "JPEG", progressive=True)
 RESTARTED = content(NOISE, "JPEG", restart_marker_blocks=1)
-TWO = content(NOISE, "MPO", save_all=True, append_images=[Image.new("L", (8, 8))], progressive=True, quality=97)
+TWO = content(
+    NOISE,
+    "MPO",
+    save_all=True,
+    append_images=[Image.new("L", (8, 8))],
+    progressive=True,
+    quality=97,
+)
 
 
 def scanned(jpeg: bytes, scans: int) -> bytes:
@@ -218,7 +270,14 @@ def tiff(jpeg: bytes) -> bytes:
     """A TIFF that holds a JPEG of the size of NOISE."""
     values = {256: 50, 257: 40, 258: 8, 259: 7, 262: 1, 273: 8, 277: 1, 278: 40, 279: len(jpeg)}
     entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items()]
-    return b"II*\0" + struct.pack("<I", 8 + len(jpeg)) + jpeg + struct.pack("<H", 9) + b"".join(entries) + bytes(4)
+    return (
+        b"II*\0"
+        + struct.pack("<I", 8 + len(jpeg))
+        + jpeg
+        + struct.pack("<H", 9)
+        + b"".join(entries)
+        + bytes(4)
+    )
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5, 7, 65536])
@@ -230,7 +289,9 @@ def test_scans(block: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         PLAIN[:2] + segment(0xE1, b"Exif\0\0" + PLAIN) + scanned(PROGRESSIVE, 101)[2:],
         PROGRESSIVE[:-2] + MANY,  # truncated
         PROGRESSIVE[:-2] + b"\xff\xfe\0\0" + MANY,  # a length of 0
-        PROGRESSIVE[:-2] + b"\xff\x02\xff\xff" + MANY,  # FF 02 has no length: what seems one skips nothing
+        PROGRESSIVE[:-2]
+        + b"\xff\x02\xff\xff"
+        + MANY,  # FF 02 has no length: what seems one skips nothing
     ):
         with pytest.raises(InputError, match=r"^damaged: more than 100 scans$"):
             read(data)
@@ -252,7 +313,10 @@ def test_truncated(kind: str, kept: float, folder: Path, capfd: pytest.CaptureFi
 
 
 def test_other_files(folder: Path) -> None:
-    others = [content(Image.new("RGB", (8, 8)), kind) for kind in ("EPS", "PDF", "PPM", "ICO", "TGA", "JPEG2000")]
+    others = [
+        content(Image.new("RGB", (8, 8)), kind)
+        for kind in ("EPS", "PDF", "PPM", "ICO", "TGA", "JPEG2000")
+    ]
     for data in (*others, b"<svg/>", bytes(1000), b""):
         with pytest.raises(InputError, match=f"^{NOT_A_PICTURE}$"):
             read(data)
@@ -287,7 +351,9 @@ def test_errors_of_decoders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (ValueError("x" * 1000), f"damaged: {'x' * 200}"),
         (OSError(5, "Input/output error"), "cannot be read: Input/output error"),
     ):
-        monkeypatch.setattr(ImageFile.ImageFile, "load", lambda picture, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(
+            ImageFile.ImageFile, "load", lambda picture, error=error: (_ for _ in ()).throw(error)
+        )
         with pytest.raises(InputError, match=f"^{reason}$"):
             read(content(np.zeros((8, 8), np.uint8), "BMP"))
 
@@ -298,7 +364,11 @@ def test_errors_of_decoders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     length=st.integers(0, 5000),
 )
 def test_damaged_files(
-    saved: tuple[str, str], changes: list, length: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    saved: tuple[str, str],
+    changes: list,
+    length: int,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     data = bytearray(content(example(saved[1])[0], saved[0]))
     for place, value in changes:
@@ -306,7 +376,7 @@ def test_damaged_files(
     try:
         picture = read(bytes(data[: length + 20]), tmp_path / "picture")
     except InputError as error:
-        assert "\n" not in str(error)  # noqa: PT017  refusing is allowed
+        assert "\n" not in str(error)  # noqa: PT017
         return
     assert picture.dtype == np.uint8
     assert all(found.pixels.any() for found in find_digits(picture))
@@ -314,32 +384,32 @@ def test_damaged_files(
 
 
 def test_picture_files(folder: Path) -> None:
-    names = [*(f"in/{number}{suffix}" for number, suffix in enumerate(SUFFIXES)), "in/B.PNG", "in/a.JPeG"]
+    names = [
+        *(f"in/{number}{suffix}" for number, suffix in enumerate(SUFFIXES)),
+        "in/B.PNG",
+        "in/a.JPeG",
+    ]
     names += ["in/sub/2.png", "in/sub/deep/1.png"]
-    for name in (*names, "in/notes.txt", "in/.hidden.png", "in/.cache/3.png", "out/4.png", "empty/x.svg"):
+    for name in (
+        *names,
+        "in/notes.txt",
+        "in/.hidden.png",
+        "in/.cache/3.png",
+        "out/4.png",
+        "empty/x.svg",
+    ):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
     expected = [str(Path(name)) for name in names]
     assert picture_files(["z", "in", "missing.png", "z"]) == ["z", *expected, "missing.png", "z"]
     with pytest.raises(InputError) as error:
         picture_files(["empty"])
-    assert str(error.value) == f"no picture in empty: none of its files ends in {', '.join(SUFFIXES)}"
+    assert (
+        str(error.value) == f"no picture in empty: none of its files ends in {', '.join(SUFFIXES)}"
+    )
     Path("in/out").symlink_to(folder / "out")  # a linked folder counts only if it is named
     assert picture_files(["in"]) == expected
     assert picture_files(["in/out"]) == [str(Path("in/out/4.png"))]
-
-
-def test_surroundings() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (80, 90, 3), np.uint8)
-    part, box = surroundings(picture, (20, 30, 50, 60))
-    np.testing.assert_array_equal(part, picture[19:71, 9:61])
-    assert box == (11, 11, 41, 41)
-    page = np.full((3000, 2000), 255, np.uint8)
-    page[600:1200, 400:700] = 0
-    part, box = surroundings(page, (400, 600, 700, 1200))
-    assert 128 <= max(part.shape) < 256
-    rows, columns = np.nonzero(part == 0)
-    np.testing.assert_allclose(box, [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], atol=1)
 
 
 # Recognition
@@ -349,7 +419,9 @@ def test_surroundings() -> None:
 def net() -> nn.Module:
     """Nearest class means of prepared digits, as one linear layer: it reads nine of ten of them."""
     digits = load_digits()
-    found = [find_digits(np.pad((image * 15.9).astype(np.uint8), 2))[:1] for image in digits.images[:600]]
+    found = [
+        find_digits(np.pad((image * 15.9).astype(np.uint8), 2))[:1] for image in digits.images[:600]
+    ]
     images = np.array([each[0].pixels.ravel() if each else np.zeros(784) for each in found]) / 255
     means = np.stack([images[digits.target[:600] == digit].mean(axis=0) for digit in range(10)])
     layer = nn.Linear(784, 10)
@@ -358,46 +430,45 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), layer)
 
 
-def page(digits: str) -> np.ndarray:
-    array = np.full((90, 70 * len(digits) + 20), 250, np.uint8)
-    for place, digit in enumerate(digits):
-        cv2.putText(array, digit, (20 + 70 * place, 70), cv2.FONT_HERSHEY_SIMPLEX, 2, 20, 6, cv2.LINE_AA)
-    return array
-
-
 def save(digits: str, name: str | bytes) -> str:
     Path("in").mkdir(exist_ok=True)
     path = os.path.join("in", os.fsdecode(name))
     with open(path, "wb") as file:
-        file.write(content(page(digits)))
+        file.write(content(row(digits)))
     return path
 
 
 def test_recognize_uci_digits(net: nn.Module) -> None:
     digits = load_digits()
-    pictures = [255 - (image * 15.9).astype(np.uint8).repeat(9, 0).repeat(9, 1) for image in digits.images[600:800]]
+    pictures = [enlarged(image, 9) for image in digits.images[600:800]]
     answers = recognize(net, [np.pad(picture, 20, constant_values=255) for picture in pictures])
     read = [[digit.digit for digit in found] for found in answers]
-    assert sum(each == [label] for each, label in zip(read, digits.target[600:800], strict=True)) > 160
+    assert (
+        sum(each == [label] for each, label in zip(read, digits.target[600:800], strict=True)) > 160
+    )
 
 
 def test_recognize(net: nn.Module, folder: Path) -> None:
     path = save("314", "pi.png")
     found = recognize(net, path)
-    images = find_digits(page("314"))
+    images = find_digits(row("314"))
     assert len(found) == 3
     for digit, image in zip(found, images, strict=True):
         with torch.no_grad():
-            expected = copy.deepcopy(net).eval()(torch.from_numpy(image.pixels)[None, None] / 255).softmax(1)[0]
+            expected = (
+                copy.deepcopy(net)
+                .eval()(torch.from_numpy(image.pixels)[None, None] / 255)
+                .softmax(1)[0]
+            )
         assert (digit.digit, digit.box) == (int(expected.argmax()), image.box)
         np.testing.assert_allclose(digit.probabilities, expected, rtol=1e-4)
         assert digit.confidence == digit.probabilities.max()
         np.testing.assert_array_equal(digit.pixels, image.pixels)
-    lists = recognize(net, [page("27"), Path(path), np.full((50, 50), 255, np.uint8)])
+    lists = recognize(net, [row("27"), Path(path), np.full((50, 50), 255, np.uint8)])
     assert [len(each) for each in lists] == [2, 3, 0]
     assert recognize(net, []) == recognize(net, np.zeros((9, 9), np.uint8)) == []
     with pytest.raises(InputError, match=r"^cannot read missing\.png: no such file$"):
-        recognize(net, [page("7"), "missing.png"])
+        recognize(net, [row("7"), "missing.png"])
 
 
 def test_network_is_left_as_it_was(net: nn.Module) -> None:
@@ -405,7 +476,9 @@ def test_network_is_left_as_it_was(net: nn.Module) -> None:
     net[1].eval()
     state = torch.random.get_rng_state()
     bare = nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10))  # without weights
-    answers = [recognize(network, page("5"))[0] for network in (net, copy.deepcopy(net).bfloat16(), bare)]
+    answers = [
+        recognize(network, row("5"))[0] for network in (net, copy.deepcopy(net).bfloat16(), bare)
+    ]
     assert [layer.training for layer in net] == [True, False, True]
     net[1].train()
     assert torch.equal(state, torch.random.get_rng_state())
@@ -416,99 +489,135 @@ def test_network_is_left_as_it_was(net: nn.Module) -> None:
 
 def test_threads(net: nn.Module, folder: Path) -> None:
     files = [save(str(number), f"{number}.png") for number in range(4)]
-    Path("in/0.tif").write_bytes(content(page("0"), "TIFF", compression="tiff_lzw"))
+    Path("in/0.tif").write_bytes(content(row("0"), "TIFF", compression="tiff_lzw"))
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda file: recognize(net.eval(), file), [*files, "in/0.tif"] * 8))
     net.train()
     for answer, file in zip(answers, [*files, "in/0.tif"] * 8, strict=True):
-        assert [digit.box for digit in answer] == [found.box for found in find_digits(read_picture(file))]
+        assert [digit.box for digit in answer] == [
+            found.box for found in find_digits(read_picture(file))
+        ]
     assert threading.active_count() < 20
 
 
 @pytest.mark.parametrize("processes", [False, True])
-def test_recognize_files(processes: bool, net: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recognize_files(
+    processes: bool, net: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = [save(str(number), f"{number:02}.png") for number in range(23)]
     for file in files[10:12]:
         Path(file).write_bytes(b"no picture")  # a batch without any digit
     Path(files[20]).write_bytes(content(np.full((50, 50), 255, np.uint8)))
-    monkeypatch.setattr(module, "FILES_AT_ONCE", 2)
+    monkeypatch.setattr(module, "AT_ONCE", 2)
+    monkeypatch.setattr(module, "COPIES_AT_ONCE", 3)
     monkeypatch.setattr(module, "WORTH_A_PROCESS", 5 if processes else 1000)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     threads, state = cv2.getNumThreads(), torch.random.get_rng_state()
-    answers = list(recognize_files(net, files))
-    assert (cv2.getNumThreads(), torch.equal(state, torch.random.get_rng_state())) == (threads, True)
-    assert [file for file, _ in answers] == files
-    reasons = {file: answer for file, answer in answers if isinstance(answer, str)}
-    assert reasons == {files[10]: NOT_A_PICTURE, files[11]: NOT_A_PICTURE, files[20]: "no digit found"}
-    for file, answer in answers:
-        if file not in reasons:
+    answers = list(recognize_files(net, files, copies=4))
+    assert cv2.getNumThreads() == threads
+    assert torch.equal(state, torch.random.get_rng_state())
+    reasons = dict.fromkeys(files[10:12], NOT_A_PICTURE) | {files[20]: "no digit found"}
+    for file, (name, answer, kept) in zip(files, answers, strict=True):
+        assert (name, kept is not None) == (file, file in files[:4])
+        if file in reasons:
+            assert answer == reasons[file]
+        else:
             assert [digit.box for digit in answer] == [digit.box for digit in recognize(net, file)]
     stream = recognize_files(net, files)
     assert next(stream)[0] == files[0]
     stream.close()  # early
 
 
+def test_a_picture_is_read_once(
+    net: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    for name in ("read_picture", "find_digits"):
+        call = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda given, c=call: calls.append(c) or c(given))
+    monkeypatch.setattr(marks, "prepared", lambda ink: calls.append("prepared") or prepared(ink))
+    write_digits(Path(), [save("7", "a.png")], net)
+    assert calls == [read_picture, find_digits, "prepared"]
+
+
 def test_write_digits(net: nn.Module, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [save("7", "a.png"), save("314", "b.png"), "missing.png"]
-    written = write_digits(Path(), files, net)
-    doubtful = sum(not digit.certain for file in files[:2] for digit in recognize(net, file))
-    assert written == (3, 4, doubtful, 1, [Path("pictures.csv"), Path("pictures.png"), Path("pictures")])
-    copies = {"pictures/001_a.jpg", "pictures/002_b.jpg"}
-    assert files_in(folder) == {"in/a.png", "in/b.png", "pictures.csv", "pictures.png"} | copies
-    with open("pictures.csv", newline="") as file:
-        header, *rows = csv.reader(file)
-    assert header == [*module.COLUMNS, *(f"p{digit}" for digit in range(10)), "error"]
-    assert rows.pop() == ["missing.png", *[""] * 22, "no such file"]
-    lines = capsys.readouterr().out.splitlines()
-    readings = [recognize(net, file) for file in files[:2]]
-    least = [f"{min(digit.confidence for digit in reading):>10.1%}" for reading in readings]
-    assert lines == [
+    done = write_digits(Path(), files, net)
+    first, second = (recognize(net, file) for file in files[:2])
+    digits = [*first, *second]
+    page = Path("pictures/index.html")
+    doubtful = sum(not digit.certain for digit in digits)
+    assert done == (3, 4, doubtful, 1, [Path("pictures.csv"), Path("pictures"), page])
+    names = {"001_a.jpg", "002_b.jpg", "index.html"}
+    assert files_in(Path("pictures")) == names
+    least = [f"{min(digit.confidence for digit in reading):>10.1%}" for reading in (first, second)]
+    assert capsys.readouterr().out.splitlines() == [
         "file         line  confidence  digits",
-        f"in/a.png        1  {least[0]}  {readings[0].text}",
-        f"in/b.png        1  {least[1]}  {readings[1].text}",
+        f"in/a.png        1  {least[0]}  {first.text}",
+        f"in/b.png        1  {least[1]}  {second.text}",
         "missing.png     -           -  no such file",
     ]
-    expected = [(file, reading, digit) for file, reading in zip(files, readings, strict=False) for digit in reading]
-    for row, (name, reading, digit) in zip(rows, expected, strict=True):
-        second = int(np.argsort(-digit.probabilities)[1])
-        assert row[:6] == [name, "1", str(digit.number), reading.text, str(digit.digit), str(int(digit.certain))]
-        assert row[7] == str(second)
-        assert tuple(map(int, row[9:13])) == digit.box
-        np.testing.assert_allclose(np.array(row[13:23], np.float32), digit.probabilities, rtol=1e-4)
-        assert (row[6], row[8], row[23]) == (max(row[13:23], key=float), row[13 + second], "")
-    with Image.open("pictures.png") as picture:
-        assert picture.width > 3 * picture.height  # four cards in a row
+    with open("pictures.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == COLUMNS
+    assert rows.pop() == ["missing.png", *[""] * 22, "no such file"]
+    expected = [(files[0], first, first[0]), *((files[1], second, digit) for digit in second)]
+    for cells, (name, reading, digit) in zip(rows, expected, strict=True):
+        runner_up = int(np.argsort(-digit.probabilities)[1])
+        answer = str(digit.digit), str(int(digit.certain)), str(runner_up)
+        assert (*cells[:6], cells[7]) == (name, "1", str(digit.number), reading.text, *answer)
+        assert tuple(map(int, cells[9:13])) == digit.box
+        shares = cells[13:23]
+        np.testing.assert_allclose(np.array(shares, np.float32), digit.probabilities, rtol=1e-4)
+        assert (cells[6], cells[8], cells[23]) == (max(shares, key=float), shares[runner_up], "")
+    html = page.read_text()
+    images = [base64.b64decode(png) for png in re.findall(r"image/png;base64,([^\"]*)", html)]
+    for image, digit in zip(images, digits, strict=True):
+        np.testing.assert_array_equal(Image.open(io.BytesIO(image)), digit.pixels)
+    assert re.findall(r"<b>(.*?)</b>", html) == [str(digit) for digit in digits]
+    pictures = [base64.b64decode(jpeg) for jpeg in re.findall(r"image/jpeg;base64,([^\"]*)", html)]
+    assert pictures == [Path("pictures", name).read_bytes() for name in ("001_a.jpg", "002_b.jpg")]
     with Image.open("pictures/001_a.jpg") as picture:  # a box around the digit, blue or orange
         assert max(picture.size) >= 400
-        assert len(set(picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=8).getdata())) > 2
+        colours = picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
+        assert len(set(colours.tobytes())) > 2
     assert write_digits(Path(), ["missing.png"], net) == (1, 0, 0, 1, [Path("pictures.csv")])
-    assert files_in(folder) == {"in/a.png", "in/b.png", "pictures.csv"}
+    assert files_in(folder) == {*files[:2], "pictures.csv"}  # nothing of the earlier ones
 
 
-def test_doubt_and_text() -> None:
-    """Doubtful: the network is unsure, or the judge sees no digit or another one."""
-    assert recognize_two(0.99, 7, 7) == "7"
-    assert recognize_two(0.97, 7, 7) == "7?"
-    assert recognize_two(0.99, 7, 10) == "7?"
-    assert recognize_two(0.99, 7, 1) == "7?"
-    nothing, box = np.zeros(10, np.float32), (0, 0, 1, 1)
+@pytest.mark.parametrize(
+    ("confidence", "second", "size", "certain"),
+    [
+        (0.99, 7, 1, True),
+        (0.97, 7, 1, False),
+        (0.99, 10, 1, False),
+        (0.99, 1, 1, False),
+        (0.99, 7, 0.6, False),
+        (0.99, 7, 1.4, False),
+    ],
+)
+def test_doubt(confidence: float, second: int, size: float, certain: bool) -> None:
+    """The network is unsure, the detector sees no digit or another one, or the size is odd."""
+    row = np.full((1, 10), (1 - confidence) / 9, np.float32)
+    row[0, 7] = confidence
+    found = Found(IMAGE, np.eye(11, dtype=np.float32)[second], (0, 0, 1, 1), 1, 1, size)
+    (reading,) = readings([[found]], row)
+    assert reading.text == ("7" if certain else "7?")
+
+
+def test_text() -> None:
     places = [(4, True, 1, 1), (2, False, 1, 1), (1, True, 1, 2), (8, True, 2, 1)]
-    digits = [Digit(d, 1.0, nothing, box, nothing, certain, line, number) for d, certain, line, number in places]
+    digits = [
+        Digit(digit, 1.0, np.zeros(10, np.float32), (0, 0, 1, 1), IMAGE, *place)
+        for digit, *place in places
+    ]
     assert Reading(digits).text == "42? 1\n8"
 
 
-def recognize_two(confidence: float, answer: int, opinion: int) -> str:
-    """What is read if the network has this answer, and the judge that opinion."""
-    row, judged = np.full(10, (1 - confidence) / 9, np.float32), np.zeros(11, np.float32)
-    row[answer], judged[opinion] = confidence, 1
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "classify", lambda net, images: row[None])
-        patch.setattr(module, "judge", lambda images: judged[None])
-        return recognize(nn.Identity(), page("7")).text
-
-
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
-def test_nothing_half_written(error: BaseException, net: nn.Module, folder: Path, monkeypatch) -> None:
+def test_nothing_half_written(
+    error: BaseException, net: nn.Module, folder: Path, monkeypatch
+) -> None:
     files = [save("7", f"{number}.png") for number in range(5)]
     Path("pictures.csv").write_text("old")
     calls = iter(range(99))
@@ -518,7 +627,7 @@ def test_nothing_half_written(error: BaseException, net: nn.Module, folder: Path
             raise error
         return find_digits(picture)
 
-    monkeypatch.setattr(module, "FILES_AT_ONCE", 2)
+    monkeypatch.setattr(module, "AT_ONCE", 2)
     monkeypatch.setattr(module, "find_digits", find)
     with pytest.raises(type(error)):
         write_digits(Path(), files, net)
@@ -528,7 +637,13 @@ def test_nothing_half_written(error: BaseException, net: nn.Module, folder: Path
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other file systems refuse such names")
 def test_strange_names(net: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [b"\xff\xfe.png", b'a,"b".png', b"esc\x1b[31m.png", b"two\nlines.png", "fünf 五.png".encode()]
+    names = [
+        b"\xff\xfe.png",
+        b'a,"b".png',
+        b"esc\x1b[31m.png",
+        b"two\nlines.png",
+        "fünf 五.png".encode(),
+    ]
     files = sorted(save("5", name) for name in names)
     assert picture_files(["in"]) == files
     for encoding, five in (("utf-8", "fünf 五"), ("ascii", r"f\xfcnf \u4e94")):
@@ -540,15 +655,16 @@ def test_strange_names(net: nn.Module, folder: Path, monkeypatch: pytest.MonkeyP
         terminal.flush()
         lines = terminal.buffer.getvalue().decode().split("\n")
         assert len(lines) == 7
-        for shown in (r"in/two\nlines.png ", r"in/\udcff\udcfe.png ", r"in/esc\x1b[31m.png ", f"in/{five}.png "):
+        for shown in (
+            r"in/two\nlines.png ",
+            r"in/\udcff\udcfe.png ",
+            r"in/esc\x1b[31m.png ",
+            f"in/{five}.png ",
+        ):
             assert sum(line.startswith(shown) for line in lines) == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "absent"),
-    [("read", ["torch", "lightning", "matplotlib"]), ("recognize", ["lightning", "pytorch_lightning", "matplotlib"])],
-)
-def test_imports(name: str, absent: list[str]) -> None:
-    code = f"import sys, mnist_lightning.pictures.{name}; print([name for name in {absent} if name in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "[]"
+def test_recognize_needs_neither_lightning_nor_matplotlib() -> None:
+    code = "import sys, mnist_lightning.pictures.recognize; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert {"lightning", "pytorch_lightning", "matplotlib"}.isdisjoint(loaded)

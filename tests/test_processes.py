@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from numpy.typing import NDArray
-from test_resume import assert_same
 
 from mnist_lightning import UCIDigits, load_run
-from mnist_lightning.cli import main
+from mnist_lightning.cli.main import main
 
-pytestmark = [pytest.mark.long, pytest.mark.skipif(os.name == "nt", reason="the launcher is a bash script")]
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(os.name == "nt", reason="the launcher is a bash script"),
+]
 LAUNCHER = ROOT / "configs/cluster/torchrun.sh"
 
 
@@ -30,18 +32,38 @@ class Odd(UCIDigits):
 
 def launch(folder: Path, *args: str, code: int = 0) -> str:
     """Run a verb with two processes, and return what they print."""
-    own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    env = os.environ | own | {"PROCESSES": "2", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run([LAUNCHER, *args], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    own = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    }
+    env = (
+        os.environ
+        | own
+        | {"PROCESSES": "2", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+    )
+    done = subprocess.run(
+        [LAUNCHER, *args], cwd=folder, env=env, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 
 
 def test_batches_of_unequal_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One process has a validation batch more than the other; the numbers are those of one process."""
-    # Of 287 images they validate 144 and 143; of 1,150 they train on 575 each, and one image is left over.
+    """One process has a validation batch more; the numbers are those of one process."""
+    # Of 287 images they validate 144 and 143; of 1,150 they train on 575 each, and one image is
+    # left over.
     sizes = ["--data.eval_batch_size", "143", "--data.batch_size", "287"]
-    flags = ["--data", "UCIDigits", *sizes, "--net", "CNN", "--net.width", "2", "--trainer.max_epochs", "2"]
+    flags = [
+        "--data",
+        "UCIDigits",
+        *sizes,
+        "--net",
+        "CNN",
+        "--net.width",
+        "2",
+        "--trainer.max_epochs",
+        "2",
+    ]
     launch(tmp_path, "fit", *flags, "--name", "a")
     monkeypatch.chdir(tmp_path)
     run = load_run("lightning_logs/a")
@@ -57,23 +79,23 @@ def test_batches_of_unequal_number(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that two processes trained undisturbed."""
     folder = tmp_path_factory.mktemp("two")
-    printed = launch(folder, "fit", "--data", "UCIDigits", "--trainer.max_epochs", "4", "--name", "whole")
+    printed = launch(
+        folder, "fit", "--data", "UCIDigits", "--trainer.max_epochs", "4", "--name", "whole"
+    )
     assert printed.count("Run folder: ") == 1  # one process prints
     return folder / "lightning_logs"
 
 
-def test_killed_and_resumed(logs: Path) -> None:
-    kill = ["--trainer.callbacks+=test_resume.Signal", "--trainer.callbacks.name=SIGKILL"]  # after 50 of 72 updates
-    settings = ["--data", "UCIDigits", "--trainer.max_epochs", "4", "--name", "killed"]
-    launch(logs.parent, "fit", *settings, *kill, code=1)
-    launch(logs.parent, "fit", "--ckpt_path", "last", "--trainer.callbacks", "null")
-    assert json.loads((logs / "killed/run.json").read_text())["devices"] == 2
-    assert_same(logs / "killed", logs / "whole")
-
-
 def test_results_of_one_process(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(logs.parent)
-    flags = ["--ckpt_path", "lightning_logs/whole", "--data", "test_processes.Odd", "--data.eval_batch_size", "166"]
+    flags = [
+        "--ckpt_path",
+        "lightning_logs/whole",
+        "--data",
+        "test_processes.Odd",
+        "--data.eval_batch_size",
+        "166",
+    ]
     metrics, tables = [], []
     for processes in (1, 2):
         for verb in ("test", "predict"):

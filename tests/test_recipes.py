@@ -1,4 +1,4 @@
-"""Schedules, label smoothing, temperature, teachers, averaged weights, and training without validation images."""
+"""Schedules, smoothing, teachers, averaged weights, and training without validation images."""
 
 import copy
 from functools import partial
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import files_in
+from conftest import files_in, refused_line
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from numpy.typing import NDArray
 from scipy.special import log_softmax
@@ -18,8 +18,18 @@ from test_processes import launch
 from test_resume import Noise, StopAt, Tiny, assert_same, train
 from torch import nn
 
-from mnist_lightning import CNN, MLP, Cosine, DigitClassifier, OneCycle, Plateau, UCIDigits, fit, load_run
-from mnist_lightning.cli import main
+from mnist_lightning import (
+    CNN,
+    MLP,
+    Cosine,
+    DigitClassifier,
+    OneCycle,
+    Plateau,
+    UCIDigits,
+    fit,
+    load_run,
+)
+from mnist_lightning.cli.main import main
 from mnist_lightning.errors import InputError
 
 QUIET: dict[str, Any] = {"enable_progress_bar": False}
@@ -31,7 +41,11 @@ class Rates(Callback):
 
     def __init__(self, hook: str) -> None:
         self.rates: list[float] = []
-        setattr(self, hook, lambda trainer, *_: self.rates.append(trainer.optimizers[0].param_groups[0]["lr"]))
+        setattr(
+            self,
+            hook,
+            lambda trainer, *_: self.rates.append(trainer.optimizers[0].param_groups[0]["lr"]),
+        )
 
 
 class Inputs(nn.Module):
@@ -43,13 +57,13 @@ class Inputs(nn.Module):
         self.seen: list[torch.Tensor] = []
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if len(images) == 10:  # a training batch; the table of layers and the validation have other sizes
+        if len(images) == 10:  # a training batch; other batches have other sizes
             self.seen.append(images.clone())
         return self.net(images)
 
 
 def one_cycle(step: NDArray[np.int64], total: int) -> NDArray[np.float64]:
-    """Half a cosine from a 25th up to 1, and half a cosine down to a 250,000th (Smith and Topin 2019, as torch's)."""
+    """Half a cosine from a 25th up to 1, and one down to a 250,000th (Smith and Topin 2019)."""
     top, last = 0.3 * total - 1, total - 1
     up = 0.04 + 0.96 * (1 - np.cos(np.pi * step / top)) / 2
     down = 4e-6 + (1 - 4e-6) * (1 + np.cos(np.pi * (step - top) / (last - top))) / 2
@@ -62,30 +76,42 @@ def cosine(step: NDArray[np.int64], total: int) -> NDArray[np.float64]:
     return np.where(step < rise, (step + 1) / (rise + 1), down)
 
 
-@pytest.mark.parametrize(("scheduler", "formula"), [(OneCycle, one_cycle), (partial(Cosine, warmup=0.1), cosine)])
-@pytest.mark.parametrize(("epochs", "accumulate"), [(2, 1), (5, 3)])  # 10 batches in 10 updates, or in 4
-def test_schedule(scheduler: Any, formula: Any, epochs: int, accumulate: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("scheduler", "formula"), [(OneCycle, one_cycle), (partial(Cosine, warmup=0.1), cosine)]
+)
+@pytest.mark.parametrize(
+    ("epochs", "accumulate"), [(2, 1), (5, 3)]
+)  # 10 batches in 10 updates, or in 4
+def test_schedule(
+    scheduler: Any, formula: Any, epochs: int, accumulate: int, tmp_path: Path
+) -> None:
     rates = Rates("on_before_optimizer_step" if accumulate > 1 else "on_train_batch_start")
     settings = {"model": {"lr_scheduler": scheduler}, "accumulate_grad_batches": accumulate}
     run = train(tmp_path, rates, max_epochs=epochs, **settings)
     assert rates.rates == pytest.approx(HIGHEST * formula(np.arange(20), 20), rel=1e-6, abs=1e-12)
     assert max(rates.rates) == pytest.approx(HIGHEST, rel=1e-12)
     assert torch.load(run.folder / "checkpoints/last.ckpt")["lr_schedulers"][0]["last_epoch"] == 20
-    # Resumed for longer, the schedule is that of the longer run; the optimizer's rate is the old one for one update.
+    # Resumed for longer, the schedule is that of the longer run; the optimizer's rate is the old
+    # one for one update.
     del rates.rates[:]
     train(tmp_path, rates, max_epochs=2 * epochs, resume="last", **settings)
-    assert rates.rates[1:] == pytest.approx(HIGHEST * formula(np.arange(21, 40), 40), rel=1e-6, abs=1e-12)
+    assert rates.rates[1:] == pytest.approx(
+        HIGHEST * formula(np.arange(21, 40), 40), rel=1e-6, abs=1e-12
+    )
 
 
 def test_plateau(tmp_path: Path) -> None:
-    """It rises for a quarter of the updates, and falls to a third after each two epochs without a better loss."""
+    """It rises for a quarter of the updates, and falls to a third after two epochs without gain."""
     rates = Rates("on_train_batch_start")
     scheduler = partial(Plateau, warmup=0.25, factor=1 / 3, patience=1)
     model = {"lr_scheduler": scheduler}
     run = train(tmp_path / "whole", rates, max_epochs=12, model=model)
     share, best, bad, expected = 1.0, np.inf, 0, []
     for epoch, row in enumerate(run.history):
-        expected += [HIGHEST * share * min(1, 0.04 + 0.96 * step / 30) for step in range(10 * epoch, 10 * epoch + 10)]
+        expected += [
+            HIGHEST * share * min(1, 0.04 + 0.96 * step / 30)
+            for step in range(10 * epoch, 10 * epoch + 10)
+        ]
         bad = 0 if row["val/loss"] < best * (1 - 1e-4) else bad + 1
         best = min(best, row["val/loss"])
         if bad == 2:
@@ -102,8 +128,14 @@ def test_plateau(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheduler", [OneCycle, Cosine, Plateau])
 def test_warmup_out_of_range(scheduler: Any, tmp_path: Path) -> None:
     for warmup in (-0.1, 1.5):
-        with pytest.raises(InputError, match=r"learning rate scheduler was refused: .*(\[0, 1\]|between 0 and 1)"):
-            train(tmp_path / "logs", max_epochs=1, model={"lr_scheduler": partial(scheduler, warmup=warmup)})
+        with pytest.raises(
+            InputError, match=r"learning rate scheduler was refused: .*(\[0, 1\]|between 0 and 1)"
+        ):
+            train(
+                tmp_path / "logs",
+                max_epochs=1,
+                model={"lr_scheduler": partial(scheduler, warmup=warmup)},
+            )
 
 
 def test_run_without_an_end(tmp_path: Path) -> None:
@@ -125,7 +157,8 @@ def test_schedule_of_two_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("smoothing", "temperature", "teachers"), [(0, 1, 0), (0.2, 1, 0), (0.2, 2, 0), (0, 1, 1), (0, 2, 1), (0.2, 2, 2)]
+    ("smoothing", "temperature", "teachers"),
+    [(0, 1, 0), (0.2, 1, 0), (0.2, 2, 0), (0, 1, 1), (0, 2, 1), (0.2, 2, 2)],
 )
 def test_loss(smoothing: float, temperature: float, teachers: int, tmp_path: Path) -> None:
     """One update with all images; with a teacher, the labels and their smoothing do not matter."""
@@ -144,7 +177,9 @@ def test_loss(smoothing: float, temperature: float, teachers: int, tmp_path: Pat
         target = np.mean([np.exp(log_probabilities(other)) for other in others], axis=0)
         expected = (target * (np.log(target) - student)).sum(axis=1).mean() * temperature**2
     else:
-        expected = -(((1 - smoothing) * np.eye(10)[labels] + smoothing / 10) * student).sum(axis=1).mean()
+        expected = (
+            -(((1 - smoothing) * np.eye(10)[labels] + smoothing / 10) * student).sum(axis=1).mean()
+        )
     model = DigitClassifier(net, label_smoothing=smoothing, temperature=temperature)
     run = fit(model, data, teacher=others or None, log_dir=tmp_path, max_epochs=1, **QUIET)
     assert run.history[0]["train/loss"] == pytest.approx(expected, rel=1e-5)
@@ -155,7 +190,13 @@ def test_loss(smoothing: float, temperature: float, teachers: int, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("label_smoothing", 1.0), ("label_smoothing", -0.1), ("temperature", 0.0), ("temperature", -1)]
+    ("name", "value"),
+    [
+        ("label_smoothing", 1.0),
+        ("label_smoothing", -0.1),
+        ("temperature", 0.0),
+        ("temperature", -1),
+    ],
 )
 def test_refused(name: str, value: float) -> None:
     with pytest.raises(InputError, match=rf"{name} must be .*, got {value}"):
@@ -163,22 +204,26 @@ def test_refused(name: str, value: float) -> None:
 
 
 def test_teacher_is_not_changed_and_not_saved(tmp_path: Path) -> None:
-    """It is in evaluation mode meanwhile, and gets the images that the student gets, with their noise."""
+    """It is in evaluation mode, and gets the images that the student gets, with their noise."""
     teacher, student = Inputs(CNN(2, dropout=0.5)), Inputs(MLP([16]))
     before = copy.deepcopy(teacher.state_dict())
     data = Tiny(augmentation=Noise())
-    run = fit(DigitClassifier(student), data, teacher=teacher, log_dir=tmp_path, max_epochs=2, **QUIET)
+    run = fit(
+        DigitClassifier(student), data, teacher=teacher, log_dir=tmp_path, max_epochs=2, **QUIET
+    )
     torch.testing.assert_close(teacher.state_dict(), before, rtol=0, atol=0)
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert len(teacher.seen) == 20
     torch.testing.assert_close(teacher.seen, student.seen[-20:], rtol=0, atol=0)
-    assert len(torch.stack(teacher.seen).flatten(0, 1).unique(dim=0)) == 200  # noise of its own in each epoch
+    assert (
+        len(torch.stack(teacher.seen).flatten(0, 1).unique(dim=0)) == 200
+    )  # noise of its own in each epoch
     saved = torch.load(run.folder / "checkpoints/last.ckpt")["state_dict"]
     assert list(saved) == [f"net.{name}" for name in student.state_dict()]
 
 
 def test_distilled_run_is_resumed(folder: Path) -> None:
-    """config.yaml names the teachers that are files; with them the command line resumes a killed run, to the bit."""
+    """config.yaml names the teachers that are files: a killed run is resumed, to the bit."""
     for name in ("t", "u"):
         fit(DigitClassifier(MLP([8])), UCIDigits(), name=name, max_epochs=1, **QUIET)
     teachers: list[Any] = ["lightning_logs/t", "lightning_logs/u/checkpoints/last.ckpt"]
@@ -186,7 +231,12 @@ def test_distilled_run_is_resumed(folder: Path) -> None:
     def distil(name: str, *callbacks: Callback) -> Path:
         torch.manual_seed(1)
         model = DigitClassifier(MLP([16], dropout=0.5), temperature=2.0)
-        settings: dict[str, Any] = {"max_epochs": 3, "callbacks": callbacks, "teacher": teachers, **QUIET}
+        settings: dict[str, Any] = {
+            "max_epochs": 3,
+            "callbacks": callbacks,
+            "teacher": teachers,
+            **QUIET,
+        }
         return fit(model, UCIDigits(), name=name, **settings).folder
 
     whole = distil("whole")
@@ -198,7 +248,9 @@ def test_distilled_run_is_resumed(folder: Path) -> None:
     flags = ["--data", "UCIDigits", "--trainer.max_epochs", "1", "--name", "cli"]
     assert main(["fit", "--teacher", *teachers, *flags]) == 0
     assert yaml.safe_load(Path("lightning_logs/cli/config.yaml").read_text())["teacher"] == teachers
-    assert load_run("lightning_logs/cli").history[0]["train/loss"] < 1  # the divergence, not the cross-entropy
+    assert (
+        load_run("lightning_logs/cli").history[0]["train/loss"] < 1
+    )  # the divergence, not the cross-entropy
 
 
 class Average(Callback):
@@ -220,7 +272,9 @@ def test_averaged_weights(tmp_path: Path) -> None:
 
     average = Average()
     whole = ema("whole", average)
-    last, best = (torch.load(whole.folder / f"checkpoints/{which}.ckpt") for which in ("last", "best"))
+    last, best = (
+        torch.load(whole.folder / f"checkpoints/{which}.ckpt") for which in ("last", "best")
+    )
     with pytest.raises(KeyboardInterrupt):
         ema("stopped", StopAt(23))
     ema("short", epochs=2)
@@ -246,17 +300,24 @@ def test_without_validation_images(folder: Path, capsys: pytest.CaptureFixture[s
 
     longer, short = run("longer", 3), run("short", 2)
     assert short.record["global_step"] == 30  # 15 updates for all 1,437 images
-    assert [short.record[name] for name in ("weights", "best_val_acc", "best_epoch")] == ["last", None, None]
-    assert [set(row) for row in short.history] == [{"epoch", "step", "lr", "train/acc", "train/loss"}] * 2
+    assert [short.record[name] for name in ("weights", "best_val_acc", "best_epoch")] == [
+        "last",
+        None,
+        None,
+    ]
+    assert [set(row) for row in short.history] == [
+        {"epoch", "step", "lr", "train/acc", "train/loss"}
+    ] * 2
     assert {name for name in files_in(short.folder) if "ckpt" in name} == {"checkpoints/last.ckpt"}
     for path in (None, "best", "lightning_logs/short"):
         assert load_run(path).checkpoint == Path("lightning_logs/short/checkpoints/last.ckpt")
     capsys.readouterr()
     assert main(["test"]) == 0
-    assert capsys.readouterr().out.startswith("Checkpoint: lightning_logs/short/checkpoints/last.ckpt")
-    assert main(["validate"]) == 2
-    line = "python -m mnist_lightning: error: val_fraction is 0, so there are no validation images: use test"
-    assert [out for out in capsys.readouterr().err.splitlines() if "error" in out] == [line]
+    assert capsys.readouterr().out.startswith(
+        "Checkpoint: lightning_logs/short/checkpoints/last.ckpt"
+    )
+    message = "val_fraction is 0, so there are no validation images: use test"
+    assert refused_line(capsys, "validate") == message
     assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
     assert "Next: python -m mnist_lightning test" in capsys.readouterr().out
     assert_same(short.folder, longer.folder)

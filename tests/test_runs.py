@@ -8,8 +8,9 @@ import pytest
 from test_hostile import checkpoint_bytes
 
 from mnist_lightning import load_run
-from mnist_lightning.cli import main
-from mnist_lightning.training.run import find_checkpoint, find_last
+from mnist_lightning.cli.main import main
+from mnist_lightning.training.resume import find_last
+from mnist_lightning.training.run import find_checkpoint
 from mnist_lightning.training.runs import COLUMNS, runs, runs_table
 
 
@@ -24,16 +25,27 @@ def write(name: str, record: Any, test: Any = None) -> None:
 
 @pytest.fixture
 def three(folder: Path) -> None:
-    """Three runs: the oldest has no network and no start in its record, and the newest was not tested."""
+    """Three runs: the oldest has no network and no start, and the newest was not tested."""
     write("old", {"dataset": "MNIST", "epochs": 10, "best_val_acc": 0.9768}, 0.9775)
-    record = {"dataset": "UCIDigits", "network": "CNN", "started": "2026-11-26T17:31:59+01:00", "epochs": 3}
+    record = {
+        "dataset": "UCIDigits",
+        "network": "CNN",
+        "started": "2026-11-26T17:31:59+01:00",
+        "epochs": 3,
+    }
     write("b", record | {"best_val_acc": 0.99}, 0.98)
     write("a", record | {"best_val_acc": None, "started": "2026-11-26T18:20:00+01:00"})
 
 
-def test_the_newest_run_is_the_one_that_started_last(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever the times of its files, in every time zone; a folder without a run.json is no run."""
-    starts = {"a": "2026-11-26T18:20:00+01:00", "b": "2026-11-26T17:50:00.000+00:00", "c": "2026-11-26T09:00:00-08:00"}
+def test_the_newest_run_is_the_one_that_started_last(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the times of its files and its time zone; a folder without a run.json is no run."""
+    starts = {
+        "a": "2026-11-26T18:20:00+01:00",
+        "b": "2026-11-26T17:50:00.000+00:00",
+        "c": "2026-11-26T09:00:00-08:00",
+    }
     for name, start in starts.items():
         write(name, {"dataset": "UCIDigits", "started": start})
         Path("lightning_logs", name, "config.yaml").write_text("data: UCIDigits")
@@ -41,7 +53,10 @@ def test_the_newest_run_is_the_one_that_started_last(folder: Path, capsys: pytes
         (checkpoints / "last.ckpt").write_bytes(checkpoint_bytes())
     newest = ["b", "a", "c"]  # 17:50, 17:20 and 17:00 in UTC
     assert [row["name"] for row in runs()] == newest
-    for file in (Path("lightning_logs/a/checkpoints/best.ckpt"), Path("lightning_logs/other/checkpoints/best.ckpt")):
+    for file in (
+        Path("lightning_logs/a/checkpoints/best.ckpt"),
+        Path("lightning_logs/other/checkpoints/best.ckpt"),
+    ):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(checkpoint_bytes())
     found = [find_checkpoint(which) for which in (None, "last", "best")]
@@ -89,13 +104,26 @@ def test_sorting(column: str, order: str, capsys: pytest.CaptureFixture[str]) ->
 
 def test_damaged_and_foreign_folders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs"]) == 0
-    assert capsys.readouterr().out == "No runs in lightning_logs: train one first, python -m mnist_lightning fit\n"
-    for name, text in {"cut": '{"epochs": 3', "list": "[1]", "empty": "", "binary": "\0", "deep": "[" * 10**5}.items():
+    assert (
+        capsys.readouterr().out
+        == "No runs in lightning_logs: train one first, python -m mnist_lightning fit\n"
+    )
+    for name, text in {
+        "cut": '{"epochs": 3',
+        "list": "[1]",
+        "empty": "",
+        "binary": "\0",
+        "deep": "[" * 10**5,
+    }.items():
         write(name, text)
     Path("lightning_logs/describe_MNIST").mkdir()
     Path("lightning_logs/file").write_text("")
     assert runs() == []
-    write("strange", {"dataset": ["x"], "network": 3, "epochs": "many", "best_val_acc": {}, "started": 5}, "high")
+    write(
+        "strange",
+        {"dataset": ["x"], "network": 3, "epochs": "many", "best_val_acc": {}, "started": 5},
+        "high",
+    )
     write("other", {"dataset": "\x1b[2J"}, 10**400)
     for column in COLUMNS:
         other, strange = sorted(runs(sort=column), key=lambda row: row["name"])

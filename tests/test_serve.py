@@ -1,4 +1,7 @@
-"""The server answers as the library does; bad requests, slow clients and too many of them are refused in one line."""
+"""The server answers as the library does.
+
+Bad requests, slow clients and too many of them are refused in one line.
+"""
 
 import asyncio
 import base64
@@ -28,6 +31,7 @@ from conftest import attempt
 from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
+from painting import content, enlarged
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -35,7 +39,7 @@ from torch import Tensor, nn
 from mnist_lightning import MLP
 from mnist_lightning.data import drawings
 from mnist_lightning.data.drawings import Drawings, keep
-from mnist_lightning.models.classify import classify
+from mnist_lightning.inference import classify
 from mnist_lightning.pictures.recognize import recognize
 from mnist_lightning.serve import app as module
 from mnist_lightning.serve import server
@@ -43,17 +47,11 @@ from mnist_lightning.serve.app import make_app
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 28, 28), np.uint8)
 IMAGE = json.dumps(IMAGES[0].tolist()).encode()
-PAGE = np.full((120, 300), 255, np.uint8)
-for number, digit in enumerate(load_digits().images[[3, 14, 27, 36]]):
-    PAGE[28:92, 20 + 65 * number : 84 + 65 * number] -= (digit * 15.9).astype(np.uint8).repeat(8, 0).repeat(8, 1)
+LINE = [enlarged(image, 8) for image in load_digits().images[[3, 14, 27, 36]]]
+PAGE = np.pad(np.hstack(LINE), ((28, 28), (20, 20)), constant_values=255)
 REQUEST = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n%s\r\n\r\n"
+SENT = REQUEST % (b"/predict", b"Content-Length: %d" % len(IMAGE)) + IMAGE
 NUMBERS, FORM = "application/json", "multipart/form-data; boundary=x"
-
-
-def saved(picture: Any, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, kind)
-    return file.getvalue()
 
 
 def form(*pictures: bytes) -> bytes:
@@ -61,7 +59,7 @@ def form(*pictures: bytes) -> bytes:
     return b"".join(head + picture + b"\r\n" for picture in pictures) + b"--x--\r\n"
 
 
-PNG, JPEG, BOMB = saved(PAGE), saved(PAGE, "JPEG"), bytearray(saved(PAGE))
+PNG, JPEG, BOMB = content(PAGE), content(PAGE, "JPEG"), bytearray(content(PAGE))
 BOMB[16:24] = struct.pack(">II", 30_000, 30_000)
 BOMB[29:33] = struct.pack(">I", zlib.crc32(BOMB[12:29]))
 
@@ -81,11 +79,15 @@ def link(app: FastAPI) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")
 
 
-def ask(app: FastAPI, path: str = "/predict", body: Any = None, kind: Any = NUMBERS, **headers: str) -> httpx.Response:
+def ask(
+    app: FastAPI, path: str = "/predict", body: Any = None, kind: Any = NUMBERS, **headers: str
+) -> httpx.Response:
     async def asked() -> httpx.Response:
         async with link(app) as client:
             method = "GET" if body is None else "POST"
-            return await client.request(method, path, content=body, headers={"Content-Type": kind, **headers})
+            return await client.request(
+                method, path, content=body, headers={"Content-Type": kind, **headers}
+            )
 
     return asyncio.run(asked())
 
@@ -97,9 +99,18 @@ def refused(answer: httpx.Response) -> int:
     return answer.status_code
 
 
+def drawing(image: np.ndarray, label: object) -> str:
+    """What the page sends to keep a drawing."""
+    return json.dumps({"label": label, "pixels": base64.b64encode(content(image)).decode()})
+
+
 def test_images_as_numbers(app: FastAPI, net: nn.Module) -> None:
     shares, rows = IMAGES / 255, classify(net, IMAGES)
-    for sent in ({"images": IMAGES.tolist()}, shares.tolist(), [*IMAGES[:9].tolist(), *shares[9:].tolist()]):
+    for sent in (
+        {"images": IMAGES.tolist()},
+        shares.tolist(),
+        [*IMAGES[:9].tolist(), *shares[9:].tolist()],
+    ):
         answer = ask(app, body=json.dumps(sent)).json()
         assert answer["digits"] == rows.argmax(axis=1).tolist()
         np.testing.assert_allclose(answer["probabilities"], rows, atol=1e-6)
@@ -109,14 +120,21 @@ def test_images_as_numbers(app: FastAPI, net: nn.Module) -> None:
 
 def test_pictures(app: FastAPI, net: nn.Module) -> None:
     pictures = [PAGE, PAGE[:, :150]]
-    readings, bodies, path = recognize(net, pictures), list(map(saved, pictures)), "/predict?pixels=true"
+    readings, bodies, path = (
+        recognize(net, pictures),
+        list(map(content, pictures)),
+        "/predict?pixels=true",
+    )
     answers = ask(app, path, form(*bodies), FORM).json()["pictures"]
     assert [len(answer["digits"]) for answer in answers] == [4, 2]
     assert ask(app, path, PNG, "image/png").json()["pictures"] == answers[:1]
     for reading, answer in zip(readings, answers, strict=True):
         assert answer["text"] == reading.text
         for digit, said in zip(reading, answer["digits"], strict=True):
-            assert all(said[name] == getattr(digit, name) for name in ("digit", "certain", "line", "number"))
+            assert all(
+                said[name] == getattr(digit, name)
+                for name in ("digit", "certain", "line", "number")
+            )
             assert tuple(said["box"]) == digit.box
             np.testing.assert_allclose(said["probabilities"], digit.probabilities, atol=1e-6)
             seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(said["pixels"]))))
@@ -127,13 +145,32 @@ def test_pictures(app: FastAPI, net: nn.Module) -> None:
     ("kind", "body", "status"),
     [
         *(("image/png", body, 422) for body in (PNG[:200], JPEG[:900], bytes(BOMB), b"", b"[[0]]")),
-        *((NUMBERS, body, 422) for body in (b"", PNG, b"\xff", b"null", b"[[[NaN]]]", b"[" * 100_000, b"9" * 5000)),
-        *((NUMBERS, json.dumps([[[x] * 28] * 28]), 422) for x in (-1, 256, 1e300, 10**400, "a", None, [0])),
-        *((NUMBERS, json.dumps({"images": x}), 422) for x in ([], {}, "x", [[0] * 28] * 27 + [[0]], [[[0]]])),
+        *(
+            (NUMBERS, body, 422)
+            for body in (b"", PNG, b"\xff", b"null", b"[[[NaN]]]", b"[" * 100_000, b"9" * 5000)
+        ),
+        *(
+            (NUMBERS, json.dumps([[[x] * 28] * 28]), 422)
+            for x in (-1, 256, 1e300, 10**400, "a", None, [0])
+        ),
+        *(
+            (NUMBERS, json.dumps({"images": x}), 422)
+            for x in ([], {}, "x", [[0] * 28] * 27 + [[0]], [[[0]]])
+        ),
         (NUMBERS, json.dumps(["A" * 50_000, *"x" * 9_900]), 422),  # as NumPy's strings 2 GB
-        ("image/jpeg", JPEG.replace(b"\xff\xda", b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 200 + b"\xff\xda"), 422),
-        *((FORM, form(*[PNG] * pictures), status) for pictures, status in ((0, 422), (20, 200), (21, 400))),
-        *((f"{FORM}; charset={name}", form(PNG), status) for name, status in (("none", 200), ("undefined", 422))),
+        (
+            "image/jpeg",
+            JPEG.replace(b"\xff\xda", b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 200 + b"\xff\xda"),
+            422,
+        ),
+        *(
+            (FORM, form(*[PNG] * pictures), status)
+            for pictures, status in ((0, 422), (20, 200), (21, 400))
+        ),
+        *(
+            (f"{FORM}; charset={name}", form(PNG), status)
+            for name, status in (("none", 200), ("undefined", 422))
+        ),
         (FORM, form(PNG[:100]), 422),
         ("multipart/form-data", PNG, 400),
         ("Application/JSON; charset=utf-8", IMAGE, 200),
@@ -146,12 +183,25 @@ def test_bodies(kind: str, body: bytes, status: int, app: FastAPI) -> None:
 
 
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-TREES = st.recursive(VALUES, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=3), inner))
+TREES = st.recursive(
+    VALUES, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=3), inner)
+)
 NEARLY = st.fixed_dictionaries(
     {}, optional={"images": TREES, "label": TREES, "pixels": TREES | st.just("iVBORw0KGgo=")}
 )
-BODIES = st.binary() | (TREES | NEARLY).map(lambda tree: json.dumps(tree).encode()) | st.sampled_from([PNG, JPEG])
-KINDS = [NUMBERS, "application/json; charset=utf-16", "image/png", "", FORM, f"{FORM}; charset=idna"]
+BODIES = (
+    st.binary()
+    | (TREES | NEARLY).map(lambda tree: json.dumps(tree).encode())
+    | st.sampled_from([PNG, JPEG])
+)
+KINDS = [
+    NUMBERS,
+    "application/json; charset=utf-16",
+    "image/png",
+    "",
+    FORM,
+    f"{FORM}; charset=idna",
+]
 
 
 @given(
@@ -160,7 +210,9 @@ KINDS = [NUMBERS, "application/json; charset=utf-16", "image/png", "", FORM, f"{
     kind=st.sampled_from(KINDS) | st.text(st.characters(codec="latin-1", min_codepoint=32)),
     path=st.sampled_from(["/predict", "/predict?pixels=1", "/predict?pixels=x", "/drawings"]),
 )
-def test_any_body(body: bytes, changes: list[tuple[int, int]], kind: str, path: str, app: FastAPI) -> None:
+def test_any_body(
+    body: bytes, changes: list[tuple[int, int]], kind: str, path: str, app: FastAPI
+) -> None:
     damaged = bytearray(body)
     for place, value in changes if body else []:
         damaged[place % len(body)] = value
@@ -178,8 +230,10 @@ def eventually(is_so: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def connected(net: nn.Module, folder: Path) -> Iterator[tuple[uvicorn.Server, socket.socket]]:
-    """Serve in another thread; yield the server and a connection to it that takes little at once."""
-    config = uvicorn.Config(make_app(net, folder), http=server.Protocol, log_level="error", timeout_graceful_shutdown=1)
+    """Serve in another thread; yield the server and a connection that takes little at once."""
+    config = uvicorn.Config(
+        make_app(net, folder), http=server.Protocol, log_level="error", timeout_graceful_shutdown=1
+    )
     running = uvicorn.Server(config)
     with server.listen("127.0.0.1", 0) as opened, socket.socket() as mine:
         mine.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -198,9 +252,19 @@ def connected(net: nn.Module, folder: Path) -> Iterator[tuple[uvicorn.Server, so
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
-        *((REQUEST % (path, b"Content-Length: 2000") + bytes(1500), b"413") for path in (b"/predict", b"/drawings")),
-        (REQUEST % (b"/predict", b"Transfer-Encoding: chunked") + (b"3e8\r\n%s\r\n" % bytes(1000)) * 2, b"413"),
-        *((REQUEST % (path, b"Content-Length: 50") + b"{", b"408") for path in (b"/predict", b"/drawings")),
+        *(
+            (REQUEST % (path, b"Content-Length: 2000") + bytes(1500), b"413")
+            for path in (b"/predict", b"/drawings")
+        ),
+        (
+            REQUEST % (b"/predict", b"Transfer-Encoding: chunked")
+            + (b"3e8\r\n%s\r\n" % bytes(1000)) * 2,
+            b"413",
+        ),
+        *(
+            (REQUEST % (path, b"Content-Length: 50") + b"{", b"408")
+            for path in (b"/predict", b"/drawings")
+        ),
         (REQUEST % (b"/predict", b"Transfer-Encoding: chunked"), b"408"),
         (REQUEST % (b"/predict", b"X: a body without a length has no bytes"), b"422"),
         (REQUEST % (b"/predict", b"Content-Length: 1") + bytes(100), b"400"),
@@ -211,7 +275,11 @@ def connected(net: nn.Module, folder: Path) -> Iterator[tuple[uvicorn.Server, so
     ],
 )
 def test_a_client_that_stalls(
-    sent: bytes, status: bytes | None, net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sent: bytes,
+    status: bytes | None,
+    net: nn.Module,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "MAX_BODY", 1000)
     monkeypatch.setattr(module, "SECONDS_TO_SEND", 0.5)
@@ -247,7 +315,7 @@ def test_what_has_no_end(
     sent = 0
     with connected(net, tmp_path) as (_, mine):
         mine.sendall(start)
-        with pytest.raises(ConnectionError):  # noqa: PT012  the server cuts it
+        with pytest.raises(ConnectionError):  # noqa: PT012
             while sent < 30_000_000:
                 mine.sendall(more * 3000)
                 sent += len(more) * 3000
@@ -260,7 +328,9 @@ def test_what_has_no_end(
         CHUNKED + CHUNKS + b"0\r\n\r\n",
         CHUNKED + CHUNKS + b"0\r\nX-A: %s\r\n\r\n" % bytes([97] * 2000),
         CHUNKED + b"%x\r\n%s\r\n0\r\n\r\n" % (len(IMAGE) + 200_000, IMAGE + b" " * 200_000),
-        REQUEST % (b"/predict", b"Content-Length: %d" % (len(IMAGE) + 200_000)) + IMAGE + b" " * 200_000,
+        REQUEST % (b"/predict", b"Content-Length: %d" % (len(IMAGE) + 200_000))
+        + IMAGE
+        + b" " * 200_000,
     ],
 )
 def test_bodies_that_are_longer_than_headers_may_be(
@@ -278,11 +348,13 @@ def test_other_websites_are_refused(app: FastAPI) -> None:
     assert ask(app, body=IMAGE, **{"Sec-Fetch-Site": "same-origin"}).status_code == 200
 
 
-def test_a_client_that_takes_no_answer(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_takes_no_answer(
+    net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server, "SECONDS_TO_WAIT", 0.5)
     body = json.dumps(np.zeros((4000, 28, 28), int).tolist(), separators=(",", ":")).encode()
     with connected(net, tmp_path) as (running, mine):
-        with pytest.raises(ConnectionError):  # noqa: PT012  the server gives up
+        with pytest.raises(ConnectionError):  # noqa: PT012
             for _ in range(100):
                 mine.sendall(REQUEST % (b"/predict", b"Content-Length: %d" % len(body)) + body)
         eventually(lambda: not running.server_state.connections and not running.server_state.tasks)
@@ -307,7 +379,10 @@ def test_many_at_once_and_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     async def asked() -> list[list[int]]:
         async with asyncio.timeout(60), link(make_app(net, tmp_path)) as client:
-            requests = [asyncio.create_task(client.post("/predict", json=image.tolist())) for image in IMAGES]
+            requests = [
+                asyncio.create_task(client.post("/predict", json=image.tolist()))
+                for image in IMAGES
+            ]
             while not net.sizes or "in_progress 51.0" not in (await client.get("/metrics")).text:
                 await asyncio.sleep(0.001)
             another = await client.post("/predict", json=IMAGES[0].tolist())
@@ -328,12 +403,16 @@ def test_threads_end_with_the_server(net: nn.Module, tmp_path: Path) -> None:
         return set(threading.enumerate()) - before
 
     async def used(app: FastAPI) -> None:
-        drawing = {"label": 3, "pixels": base64.b64encode(saved(IMAGES[0])).decode()}
-        contents = [(PNG, "image/png"), (IMAGE, NUMBERS), (IMAGE + b" " * module.SHORT, NUMBERS)]
+        requests = [
+            ("/predict", PNG, "image/png"),
+            ("/predict", IMAGE, NUMBERS),
+            ("/predict", IMAGE + b" " * module.SHORT, NUMBERS),
+            ("/drawings", drawing(IMAGES[0], 3), NUMBERS),
+        ]
         async with app.router.lifespan_context(app), link(app) as client:
-            for body, kind in contents:
-                assert (await client.post("/predict", content=body, headers={"Content-Type": kind})).is_success
-            assert (await client.post("/drawings", json=drawing)).is_success
+            for path, body, kind in requests:
+                answer = await client.post(path, content=body, headers={"Content-Type": kind})
+                assert answer.is_success
             assert len(threads()) >= 3
 
     apps = [make_app(net, tmp_path / str(number)) for number in range(3)]
@@ -341,7 +420,7 @@ def test_threads_end_with_the_server(net: nn.Module, tmp_path: Path) -> None:
         asyncio.run(used(app))
         eventually(lambda: not threads())
     with connected(net, tmp_path) as (_, mine):
-        mine.sendall(REQUEST % (b"/predict", b"Content-Length: %d" % len(IMAGE)) + IMAGE)
+        mine.sendall(SENT)
         assert mine.recv(65536).startswith(b"HTTP/1.1 200 ")
     eventually(lambda: not threads())
 
@@ -350,7 +429,7 @@ def test_a_network_that_computes_for_ever_does_not_hold_the_server(tmp_path: Pat
     net = Counting()
     try:
         with connected(net, tmp_path) as (_, mine):
-            mine.sendall(REQUEST % (b"/predict", b"Content-Length: %d" % len(IMAGE)) + IMAGE)
+            mine.sendall(SENT)
             eventually(lambda: net.sizes)
     finally:
         net.opened.set()
@@ -358,27 +437,40 @@ def test_a_network_that_computes_for_ever_does_not_hold_the_server(tmp_path: Pat
 
 def test_token(net: nn.Module, tmp_path: Path) -> None:
     app = make_app(net, tmp_path, "a b")
-    for headers, status in (({}, 401), ({"Authorization": "Bearer a"}, 401), ({"Authorization": "Bearer a b"}, 200)):
+    for headers, status in (
+        ({}, 401),
+        ({"Authorization": "Bearer a"}, 401),
+        ({"Authorization": "Bearer a b"}, 200),
+    ):
         assert ask(app, "/predict", PNG, "image/png", **headers).status_code == status
         assert ask(app, "/metrics", **headers).status_code == status
-        assert [ask(app, path, **headers).status_code for path in ("/", "/docs", "/health")] == [200] * 3
+        assert [ask(app, path, **headers).status_code for path in ("/", "/docs", "/health")] == [
+            200
+        ] * 3
 
 
 def test_drawings(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_DRAWINGS", 50)
     app, data = make_app(net, tmp_path / "Drawings"), Drawings(str(tmp_path), test_share=0.3)
 
-    def keep(image: np.ndarray, label: object) -> httpx.Response:
-        content = {"label": label, "pixels": base64.b64encode(saved(image)).decode()}
-        return ask(app, "/drawings", json.dumps(content))
+    def kept(image: np.ndarray, label: object) -> httpx.Response:
+        return ask(app, "/drawings", drawing(image, label))
 
     earlier: set[bytes] = set()
     for number, image in enumerate(IMAGES):
-        assert keep(image, 9 - number % 10).json()["kept"] == number + 1
-        assert keep(image, number % 10).json()["kept"] == number + 1  # the second label counts
-        earlier = earlier or ({each.tobytes() for each in data.load("test")[0]} if number == 40 else set())
-    for image, label in ((255 - IMAGES[0], 1), (IMAGES[0], 10), (IMAGES[0], "x"), (IMAGES[0, 1:], 1), (PAGE, 1)):
-        assert refused(keep(image, label)) == 422  # the first, since there are 50
+        assert kept(image, 9 - number % 10).json()["kept"] == number + 1
+        assert kept(image, number % 10).json()["kept"] == number + 1  # the second label counts
+        earlier = earlier or (
+            {each.tobytes() for each in data.load("test")[0]} if number == 40 else set()
+        )
+    for image, label in (
+        (255 - IMAGES[0], 1),
+        (IMAGES[0], 10),
+        (IMAGES[0], "x"),
+        (IMAGES[0, 1:], 1),
+        (PAGE, 1),
+    ):
+        assert refused(kept(image, label)) == 422  # the first, since there are 50
     read = [zip(*data.load(split), strict=True) for split in ("train", "test")]
     train, test = ({image.tobytes(): label for image, label in pairs} for pairs in read)
     assert train | test == {image.tobytes(): number % 10 for number, image in enumerate(IMAGES)}
@@ -386,7 +478,9 @@ def test_drawings(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert set(test).isdisjoint(train)
 
 
-def at_once(apps: list[FastAPI], contents: list[tuple[np.ndarray, int]], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def at_once(
+    apps: list[FastAPI], contents: list[tuple[np.ndarray, int]], monkeypatch: pytest.MonkeyPatch
+) -> list[Any]:
     """Keep drawings with labels, as nearly at once as the server lets them; return the answers."""
     barrier, write = threading.Barrier(len(contents)), drawings.write_atomic
 
@@ -400,8 +494,7 @@ def at_once(apps: list[FastAPI], contents: list[tuple[np.ndarray, int]], monkeyp
         meet()
 
     def kept(app: FastAPI, content: tuple[np.ndarray, int]) -> httpx.Response:
-        body = {"label": content[1], "pixels": base64.b64encode(saved(content[0])).decode()}
-        return ask(app, "/drawings", json.dumps(body))
+        return ask(app, "/drawings", drawing(*content))
 
     monkeypatch.setattr(drawings, "write_atomic", written)
     with ThreadPoolExecutor(len(contents)) as pool:
@@ -409,7 +502,9 @@ def at_once(apps: list[FastAPI], contents: list[tuple[np.ndarray, int]], monkeyp
 
 
 @pytest.mark.parametrize("servers", [1, 2])
-def test_labels_at_once(servers: int, net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_at_once(
+    servers: int, net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     apps = [make_app(net, tmp_path / "Drawings") for _ in range(servers)]
     answers = at_once([apps[0], apps[-1]], [(IMAGES[0], 3), (IMAGES[0], 5)], monkeypatch)
     assert [answer.json()["kept"] for answer in answers] == [1, 1]
@@ -419,16 +514,21 @@ def test_labels_at_once(servers: int, net: nn.Module, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("servers", [1, 2])
-def test_last_drawings_at_once(servers: int, net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_drawings_at_once(
+    servers: int, net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "MAX_DRAWINGS", 2)
     apps = [make_app(net, tmp_path / "Drawings") for _ in range(servers)]
-    answers = at_once([apps[0], apps[-1], apps[0]], [(IMAGES[number], 7) for number in range(3)], monkeypatch)
+    answers = at_once(
+        [apps[0], apps[-1], apps[0]], [(IMAGES[number], 7) for number in range(3)], monkeypatch
+    )
     assert sorted(answer.status_code for answer in answers) == [200, 200, 422]
     assert sorted(answer.json().get("kept", 0) for answer in answers) == [0, 1, 2]
     assert len(Drawings(str(tmp_path), test_share=0).load("train")[0]) == 2
 
 
-PROGRAM = """import signal, time; from pathlib import Path; from torch import nn; from mnist_lightning import MLP
+PROGRAM = """import signal, time
+from pathlib import Path; from torch import nn; from mnist_lightning import MLP
 from mnist_lightning.serve.server import serve
 class Slow(nn.Module):
     def __init__(self): super().__init__(); self.net, self.images = MLP([8]), 0
@@ -447,7 +547,7 @@ def test_stopped_under_load() -> None:
         try:
             while True:
                 head = b""
-                writer.write(REQUEST % (b"/predict", b"Content-Length: %d" % len(IMAGE)) + IMAGE)
+                writer.write(SENT)
                 head = await reader.readuntil(b"\r\n\r\n")
                 assert head.startswith(b"HTTP/1.1 200 ")
                 await reader.readexactly(int(re.search(rb"content-length: (\d+)", head)[1]))
@@ -463,7 +563,9 @@ def test_stopped_under_load() -> None:
         process.send_signal(signal.SIGTERM)
         await asyncio.gather(*clients)
 
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             asyncio.run(stop(process, int(re.search(r":(\d+)/", process.stdout.readline())[1])))
             printed = process.stdout.read()

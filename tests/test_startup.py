@@ -9,27 +9,32 @@ import pytest
 from conftest import ROOT
 
 LAYERS = [  # each imports only from its own layer and those after it
-    {"cli", "verbs", "parsing", "doctor", "studies", "serve", "__main__"},
+    {"cli", "__main__"},
+    {"studies", "serve"},
+    {"recipe"},
     {"training"},
-    {"report", "pictures", "classifier", "export"},
-    {"data", "models", "settings", "schedules"},
-    {"files", "errors", "signals", "usage"},
+    {"report", "pictures", "export"},
+    {"classifier"},
+    {"data", "networks"},
+    {"inference", "checkpoints"},
+    {"schedules", "settings", "files", "errors"},
 ]
 SOME_VERBS = {"cv2", "polars", "sklearn", "jinja2", "tensorboard", "mnist_lightning.report.figures"}
 LIFTED = """
 import sys, mnist_lightning
 print(*sys.modules)
-import mnist_lightning.report.page, mnist_lightning.report.describe, mnist_lightning.report.figures_pictures
-import mnist_lightning.report.study
-import mnist_lightning.pictures.read, mnist_lightning.pictures.prepare
+import mnist_lightning.report.pages, mnist_lightning.report.run_report
+import mnist_lightning.report.describe
+import mnist_lightning.pictures.read, mnist_lightning.pictures.digits
 print(*sys.modules)
-import mnist_lightning.models
+import mnist_lightning.networks
 print(*sys.modules)
 """
 QUICK = """
 import contextlib, sys
 from mnist_lightning import __main__
-for line in ("", "--help", "-V", "fit --help", "doctor --help", "runs", "trian", "fit --epoch 3", "fit --mdel.x 1"):
+help = "", "--help", "-V", "fit --help", "doctor --help", "crossval --help-all"
+for line in (*help, "runs", "trian", "fit --epoch 3", "fit --mdel.x 1"):
     sys.argv = ["mnist_lightning", *line.split()]
     with contextlib.redirect_stdout(sys.stderr):
         __main__.main()
@@ -39,7 +44,7 @@ VERBS = """
 import contextlib, sys
 from lightning.pytorch.cli import LightningCLI
 print(*sys.modules)
-from mnist_lightning.cli import main
+from mnist_lightning.cli.main import main
 fit = ["fit", "--data", "UCIDigits", "--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "1"]
 for args in (["fit", "--help-all"], ["fit", "--trainer.nonsense", "1"], fit):
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(sys.stderr):
@@ -72,25 +77,35 @@ def test_quick_answers_import_neither_torch_nor_numpy() -> None:
 def test_a_verb_imports_only_what_it_needs() -> None:
     lightning, *answers, fit = modules_after_each_step(VERBS)
     for modules in answers:  # help and an error
-        assert (modules - lightning) & (SOME_VERBS | {"matplotlib.pyplot", "mnist_lightning.doctor"}) == set()
+        assert (modules - lightning) & (
+            SOME_VERBS | {"matplotlib.pyplot", "mnist_lightning.cli.doctor"}
+        ) == set()
     assert (fit - lightning) & SOME_VERBS == {"sklearn"}  # it holds the UCI digits
 
 
 def test_imports_point_one_way_without_a_circle() -> None:
     files = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.glob("mnist_lightning/**/*.py")
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for path in ROOT.glob("mnist_lightning/**/*.py")
     }
     del files["mnist_lightning.__init__"]  # its imports are for type checkers
     found: dict[str, set[str]] = {name: set() for name in files}
     for name, path in files.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):  # the module, and what may be modules in it
-                found[name] |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)} & set(files)
+                found[name] |= {
+                    str(node.module),
+                    *(f"{node.module}.{alias.name}" for alias in node.names),
+                } & set(files)
             elif isinstance(node, ast.Import):
                 found[name] |= {alias.name for alias in node.names} & set(files)
     layer = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
     for name, targets in found.items():
         for target in targets:
-            assert layer[name.split(".")[1]] <= layer[target.split(".")[1]], f"{name} imports {target}"
+            assert layer[name.split(".")[1]] <= layer[target.split(".")[1]], (
+                f"{name} imports {target}"
+            )
     list(TopologicalSorter(found).static_order())  # it raises CycleError
     assert "mnist_lightning.training.fit" in found["mnist_lightning.studies.train"]
+    # A plain fit does not pass through a study.
+    assert [name for name in found["mnist_lightning.recipe"] if ".studies" in name] == []

@@ -1,6 +1,7 @@
-"""A real SLURM cluster of two nodes on one machine: its own munge, a controller and two node daemons.
+"""A real SLURM cluster of two nodes on one machine: its own munge, a controller, two daemons.
 
-Everything is in one folder and on free ports of loopback, so a SLURM that runs here is neither used nor changed.
+Everything is in one folder and on free ports of loopback, so a SLURM that runs here is neither used
+nor changed.
 """
 
 import os
@@ -17,7 +18,10 @@ from pathlib import Path
 from conftest import ROOT
 
 HOST = socket.gethostname().split(".")[0]
-NODES = (HOST, f"{HOST}b")  # the first one's name resolves: Lightning takes it as the master's address
+NODES = (
+    HOST,
+    f"{HOST}b",
+)  # the first one's name resolves: Lightning takes it as the master's address
 CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -49,7 +53,9 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 def obstacle() -> str | None:
     """Say what keeps a cluster from starting on this machine, if anything."""
-    missing = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name) is None]
+    missing = [
+        name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name) is None
+    ]
     if missing:
         return f"needs {', '.join(missing)}: apt-get install slurm-wlm munge"
     return None if os.geteuid() == 0 else "needs root, as SLURM's daemons do"
@@ -57,7 +63,9 @@ def obstacle() -> str | None:
 
 def free_ports(number: int) -> list[int]:
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
+        sockets = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)
+        ]
         return [each.getsockname()[1] for each in sockets]
 
 
@@ -72,13 +80,18 @@ class Cluster:
 
     def run(self, *command: str, check: bool = True) -> str:
         """Return what a command prints."""
-        done = subprocess.run(command, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            command, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=60
+        )
         assert not check or done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout.strip()
 
     def job(self, number: str) -> dict[str, str]:
         """Return what SLURM knows of a job."""
-        return dict(field.partition("=")[::2] for field in self.run("scontrol", "show", "job", "-o", number).split())
+        return dict(
+            field.partition("=")[::2]
+            for field in self.run("scontrol", "show", "job", "-o", number).split()
+        )
 
     def wait(self, what: str, happened: Callable[[], object], seconds: float = 300) -> None:
         """Wait until something has happened, or fail with the ends of all logs."""
@@ -98,20 +111,32 @@ def start_cluster(folder: Path) -> Iterator[Cluster]:
         (folder / name).mkdir()
     (folder / "munge.key-file").touch(0o600)
     (folder / "munge.key-file").write_bytes(secrets.token_bytes(128))
-    # Lightning derives the master's port from the job's number, and others may be testing on this machine.
+    # Lightning derives the master's port from the job's number, and others may be testing on this
+    # machine.
     numbers = {"ports": free_ports(3), "first_job": 1000 + secrets.randbelow(8000)}
-    (folder / "slurm.conf").write_text(CONF.format(folder=folder, host=HOST, nodes=NODES, **numbers))
-    files = [f"--{name}={folder}/munge.{name}" for name in ("key-file", "pid-file", "seed-file", "socket")]
+    (folder / "slurm.conf").write_text(
+        CONF.format(folder=folder, host=HOST, nodes=NODES, **numbers)
+    )
+    files = [
+        f"--{name}={folder}/munge.{name}"
+        for name in ("key-file", "pid-file", "seed-file", "socket")
+    ]
     daemons = [["munged", "--foreground", "--force", *files], ["slurmctld", "-D"]]
     daemons += [["slurmd", "-D", "-N", node] for node in NODES]
     with ExitStack() as stack:
         for number, command in enumerate(daemons):
             log = stack.enter_context((folder / f"{number}-{command[0]}.log").open("w"))
-            process = subprocess.Popen(command, env=cluster.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                command, env=cluster.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
             stack.callback(process.wait)
             stack.callback(process.terminate)
         idle = [f"{node} idle" for node in NODES]
-        cluster.wait("idle nodes", lambda: cluster.run("sinfo", "-hN", "-o%N %T", check=False).splitlines() == idle, 60)
+        cluster.wait(
+            "idle nodes",
+            lambda: cluster.run("sinfo", "-hN", "-o%N %T", check=False).splitlines() == idle,
+            60,
+        )
         try:
             yield cluster
         finally:  # processes of jobs would outlive the daemons

@@ -1,4 +1,4 @@
-"""A search by eight workers, one of which is killed while it trains: on SLURM, and with a PostgreSQL server."""
+"""A search by eight workers, one of which is killed: on SLURM, and with a PostgreSQL server."""
 
 import os
 import re
@@ -19,7 +19,9 @@ from conftest import ROOT
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-TUNE = ("--space", str(ROOT / "configs/tune/mlp.yaml"), "--data", "UCIDigits", "--epochs", "1", "--trials", "64")
+SPACE = str(ROOT / "configs/tune/mlp.yaml")
+DATA = ("--data", "UCIDigits")
+TUNE = ("--space", SPACE, *DATA, "--epochs", "1", "--trials", "64")
 
 
 def wait_until(done: Callable[[], object], seconds: float = 600) -> None:
@@ -31,7 +33,7 @@ def wait_until(done: Callable[[], object], seconds: float = 600) -> None:
 
 
 def kill_a_worker(folder: Path, study: optuna.Study) -> int | None:
-    """Kill a process on this machine that trains a trial of a study, and return the trial's number."""
+    """Kill a process here that trains a trial of a study, and return the trial's number."""
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:
             if found := re.fullmatch(rf"{folder}/\.trial_(\d+)\.lock", os.readlink(link)):
@@ -54,9 +56,15 @@ def check(study: optuna.Study, folder: Path, killed: int | None) -> None:
     assert sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials) == 64
     (retry,) = (trial for trial in trials if trial.user_attrs == {"retry_of": killed})
     assert retry.params == trials[killed or 0].params
-    assert max(Counter(str(trial.params) for trial in trials if trial.number != killed).values()) == 1
-    assert {path.name for path in folder.glob("trial_*")} == {f"trial_{n:04}" for n in range(65) if n != killed}
-    assert [path.parent.name for path in folder.glob("*/checkpoints")] == [f"trial_{study.best_trial.number:04}"]
+    assert (
+        max(Counter(str(trial.params) for trial in trials if trial.number != killed).values()) == 1
+    )
+    assert {path.name for path in folder.glob("trial_*")} == {
+        f"trial_{n:04}" for n in range(65) if n != killed
+    }
+    assert [path.parent.name for path in folder.glob("*/checkpoints")] == [
+        f"trial_{study.best_trial.number:04}"
+    ]
     assert (folder / "index.html").exists()
 
 
@@ -74,7 +82,10 @@ def test_array_of_workers_shares_a_journal(tmp_path: Path) -> None:
         study = optuna.load_study(study_name="tune", storage=journal)
         killed: list[int] = []
         cluster.wait(
-            "a trial", lambda: (number := kill_a_worker(folder, study)) is not None and not killed.append(number)
+            "a trial",
+            lambda: (
+                (number := kill_a_worker(folder, study)) is not None and not killed.append(number)
+            ),
         )
         cluster.wait("the workers", lambda: not cluster.run("squeue", "-h"))
     check(study, folder, killed[0])
@@ -84,7 +95,10 @@ def test_array_of_workers_shares_a_journal(tmp_path: Path) -> None:
 def postgres(programs: Path) -> Iterator[str]:
     """Start a server on loopback, and give its URL. It refuses to run as root."""
     user = "nobody" if os.geteuid() == 0 else None
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:  # root's tmp_path is closed to other users
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ExitStack() as stack,
+    ):  # root's tmp_path is closed to other users
         if user:
             shutil.chown(folder, user)
         port = pytest.importorskip("slurm").free_ports(1)[0]
@@ -93,8 +107,12 @@ def postgres(programs: Path) -> Iterator[str]:
         initdb = [programs / "initdb", *data, "--auth=trust", "--username=tune", "--no-sync"]
         subprocess.run(initdb, user=user, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         control = [programs / "pg_ctl", *data, "-l", f"{folder}/log", "-o", options, "-w"]
-        stack.callback(subprocess.run, [*control, "-m", "immediate", "stop"], user=user, cwd=folder, check=True)
-        subprocess.run([*control, "start"], user=user, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        stack.callback(
+            subprocess.run, [*control, "-m", "immediate", "stop"], user=user, cwd=folder, check=True
+        )
+        subprocess.run(
+            [*control, "start"], user=user, cwd=folder, check=True, stdout=subprocess.DEVNULL
+        )
         yield f"postgresql+psycopg://tune@127.0.0.1:{port}/postgres"
 
 
@@ -103,7 +121,9 @@ def postgres(programs: Path) -> Iterator[str]:
 def test_workers_share_a_database(folder: Path) -> None:
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not programs:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("needs PostgreSQL: apt-get install postgresql")
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(
+            "needs PostgreSQL: apt-get install postgresql"
+        )
     with postgres(programs[-1]) as url:
         command = [sys.executable, "-m", "mnist_lightning", "tune", *TUNE, "--storage", url]
         how = {"env": os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}}

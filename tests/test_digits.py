@@ -1,6 +1,5 @@
 """Finding the digits of a picture: drawn pictures whose digits, places and conditions are known."""
 
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,46 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from painting import bounds, drawn, overlap, written
 from scipy.ndimage import center_of_mass
 
 from mnist_lightning.errors import InputError
-from mnist_lightning.pictures.digits import MAX_DIGITS
-from mnist_lightning.pictures.prepare import WORKING_SIDE, find_digits
+from mnist_lightning.pictures.digits import MAX_DIGITS, WORKING_SIDE, find_digits
 
 
 @pytest.fixture(autouse=True)
 def no_warning() -> Iterator[None]:
     with warnings.catch_warnings(action="error"):
         yield
-
-
-def drawn(digit: int = 3, side: int = 200, at: tuple[int, int] | None = None, size: float = 4, pen: int = 14):
-    """A black digit on a white square page, by default in the middle; ``at`` is its bottom left corner."""
-    page = np.full((side, side), 255, np.uint8)
-    (width, height), _ = cv2.getTextSize(str(digit), cv2.FONT_HERSHEY_SIMPLEX, size, pen)
-    at = at or ((side - width) // 2, (side + height) // 2)
-    cv2.putText(page, str(digit), at, cv2.FONT_HERSHEY_SIMPLEX, size, 0, pen, cv2.LINE_AA)
-    return page
-
-
-def written(lines: list[str], step: int = 130) -> tuple[np.ndarray, list[tuple[int, ...]]]:
-    """A page of digits in lines, and their boxes in reading order; a blank leaves out a digit."""
-    page = np.full((step * len(lines) + 60, step * max(map(len, lines)) + 60), 255, np.uint8)
-    boxes = []
-    for row, line in enumerate(lines):
-        for column, character in enumerate(line):
-            alone = np.full_like(page, 255)
-            at = 40 + step * column, 130 + step * row + 9 * (column % 3)  # handwriting is not level
-            cv2.putText(alone, character, at, cv2.FONT_HERSHEY_SIMPLEX, 3, 0, 10, cv2.LINE_AA)
-            if alone.min() < 128:
-                boxes.append(bounds(alone))
-            page = np.minimum(page, alone)
-    return page, boxes
-
-
-def bounds(page: np.ndarray) -> tuple[int, ...]:
-    rows, columns = np.nonzero(page < 128)
-    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
 
 
 def only(picture: np.ndarray) -> np.ndarray:
@@ -75,13 +45,6 @@ def alike(image: np.ndarray, other: np.ndarray) -> float:
     return max(float(np.corrcoef(image.ravel(), other.ravel())[0, 1]) for image in moved(image))
 
 
-def overlap(box: tuple[int, ...], other: tuple[int, ...]) -> float:
-    """Intersection over union of two boxes."""
-    both = [max(0, min(box[i + 2], other[i + 2]) - max(box[i], other[i])) for i in (0, 1)]
-    areas = [(one[2] - one[0]) * (one[3] - one[1]) for one in (box, other)]
-    return both[0] * both[1] / (sum(areas) - both[0] * both[1])
-
-
 def is_long_side_20(image: np.ndarray) -> bool:
     return max(np.ptp(side) for side in np.nonzero(image)) + 1 == 20
 
@@ -97,7 +60,13 @@ def test_rules_of_mnist(digit: int) -> None:
     # An independent preparation: crop, and average over areas.
     left, top, right, bottom = bounds(np.where(picture < 204, 0, 255))
     factor = 20 / max(right - left, bottom - top)
-    crop = cv2.resize(255 - picture[top:bottom, left:right], None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    crop = cv2.resize(
+        255 - picture[top:bottom, left:right],
+        None,
+        fx=factor,
+        fy=factor,
+        interpolation=cv2.INTER_AREA,
+    )
     expected = np.zeros((28, 28))
     y, x = (round(14 - middle - 0.5) for middle in center_of_mass(crop.astype(float)))
     expected[y : y + len(crop), x : x + crop.shape[1]] = crop
@@ -106,11 +75,15 @@ def test_rules_of_mnist(digit: int) -> None:
 
 
 def test_mnist_comes_back(real_mnist: Path) -> None:
-    images = np.fromfile(real_mnist / "MNIST/raw/train-images-idx3-ubyte", np.uint8, 300 * 784, offset=16)
+    images = np.fromfile(
+        real_mnist / "MNIST/raw/train-images-idx3-ubyte", np.uint8, 300 * 784, offset=16
+    )
     images = images.reshape(-1, 28, 28)
     found = [find_digits(image) for image in images]
     distances = [
-        apart(digits[0].pixels, image) for digits, image in zip(found, images, strict=True) if len(digits) == 1
+        apart(digits[0].pixels, image)
+        for digits, image in zip(found, images, strict=True)
+        if len(digits) == 1
     ]
     assert len(distances) >= 297
     assert np.mean(distances) < 1.6
@@ -134,20 +107,26 @@ CONDITIONS: dict[str, Callable] = {
     "edge of a shadow": lambda page, noise: page * np.where(X + Y > 1, 0.55, 1),
     "faint": lambda page, noise: 180 + page / 255 * 30,
     "grey on grey": lambda page, noise: 70 + page * 0.4,
-    "photograph": lambda page, noise: (20 + page * 0.7) * (1 - 0.7 * ((X - 0.3) ** 2 + Y**2)) + 4 * noise,
+    "photograph": lambda page, noise: (
+        (20 + page * 0.7) * (1 - 0.7 * ((X - 0.3) ** 2 + Y**2)) + 4 * noise
+    ),
 }
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_light_and_noise(condition: str) -> None:
-    for digit in range(2, 9):  # the judge is unsure of this font's 0, 1 and 9, and then keeps what is at the edge
+    for digit in range(
+        2, 9
+    ):  # the detector is unsure of this font's 0, 1 and 9, and then keeps what is at the edge
         noise = np.random.default_rng(digit).normal(size=(200, 200))
         page = np.clip(CONDITIONS[condition](drawn(digit), noise), 0, 255).round().astype(np.uint8)
         assert alike(only(page), only(drawn(digit))) > 0.92
         assert alike(only(255 - page), only(drawn(digit))) > 0.92
 
 
-@pytest.mark.parametrize("lines", [["7"], ["0123456789"], ["314", "159", "265"], ["1 2", "34", " 56"], ["8", "0", "1"]])
+@pytest.mark.parametrize(
+    "lines", [["7"], ["0123456789"], ["314", "159", "265"], ["1 2", "34", " 56"], ["8", "0", "1"]]
+)
 def test_page_in_reading_order(lines: list[str]) -> None:
     page, boxes = written(lines)
     for found, box in zip(find_digits(page), boxes, strict=True):
@@ -159,7 +138,10 @@ def test_page_in_reading_order(lines: list[str]) -> None:
 
 def test_full_page() -> None:
     page, boxes = written(["1234567890"] * 8)
-    assert min(overlap(found.box, box) for found, box in zip(find_digits(page), boxes, strict=True)) > 0.8
+    assert (
+        min(overlap(found.box, box) for found, box in zip(find_digits(page), boxes, strict=True))
+        > 0.8
+    )
 
 
 def test_boxes_of_a_large_picture() -> None:
@@ -173,7 +155,13 @@ def test_boxes_of_a_large_picture() -> None:
 
 def test_parts_of_a_digit() -> None:
     page = np.full((200, 200), 255, np.uint8)
-    cv2.polylines(page, [np.array([[70, 60], [70, 95], [105, 90], [120, 115], [105, 140], [70, 145]])], False, 0, 8)
+    cv2.polylines(
+        page,
+        [np.array([[70, 60], [70, 95], [105, 90], [120, 115], [105, 140], [70, 145]])],
+        False,
+        0,
+        8,
+    )
     cv2.line(page, (84, 52), (125, 48), 0, 8)  # the bar of the 5 does not touch it
     (five,) = find_digits(page)
     assert overlap(five.box, bounds(page)) > 0.9
@@ -184,7 +172,9 @@ def test_parts_of_a_digit() -> None:
 
 
 SPOILS: dict[str, Callable] = {
-    "specks": lambda page: [cv2.circle(page, (x, y), 1, 0, -1) for x, y in ((9, 12), (181, 40), (30, 188), (99, 7))],
+    "specks": lambda page: [
+        cv2.circle(page, (x, y), 1, 0, -1) for x, y in ((9, 12), (181, 40), (30, 188), (99, 7))
+    ],
     "blot": lambda page: cv2.circle(page, (180, 180), 8, 0, -1),
     "frame": lambda page: cv2.rectangle(page, (4, 4), (195, 195), 0, 3),
     "ruled": lambda page: [cv2.line(page, (0, y), (199, y), 90, 3) for y in (21, 171)],
@@ -207,7 +197,9 @@ def test_empty_pages() -> None:
         for level in (0, 1, 127, 255):
             assert find_digits(np.full(shape, level, np.uint8)) == []
     for deviation in (2, 8):
-        assert find_digits(rng.normal(200, deviation, (600, 400)).clip(0, 255).astype(np.uint8)) == []
+        assert (
+            find_digits(rng.normal(200, deviation, (600, 400)).clip(0, 255).astype(np.uint8)) == []
+        )
     for slope in (X, Y, X + Y - 0.5, 0.75 + X / 2 - Y):
         for strength in (30, 60, 120):
             light = 160 + strength * (slope - 0.5) / 2 + rng.normal(0, 2, slope.shape)
@@ -237,7 +229,11 @@ def test_transparency(hidden: int) -> None:
 
 @pytest.mark.parametrize(
     ("ink", "paper"),
-    [((0, 0, 160), (255, 255, 255)), ((200, 30, 30), (250, 240, 220)), ((240, 240, 240), (30, 80, 50))],
+    [
+        ((0, 0, 160), (255, 255, 255)),
+        ((200, 30, 30), (250, 240, 220)),
+        ((240, 240, 240), (30, 80, 50)),
+    ],
 )
 def test_colours(ink: tuple[int, ...], paper: tuple[int, ...]) -> None:
     share = drawn()[..., None] / 255
@@ -262,13 +258,18 @@ def test_views() -> None:
     ("shape", "dtype"),
     [
         *(((28, 28), dtype) for dtype in ("float32", "bool", "uint16")),
-        *((shape, "uint8") for shape in ((), (28,), (28, 28, 1), (28, 28, 5), (1, 28, 28, 3), (0, 28), (28, 0, 3))),
+        *(
+            (shape, "uint8")
+            for shape in ((), (28,), (28, 28, 1), (28, 28, 5), (1, 28, 28, 3), (0, 28), (28, 0, 3))
+        ),
     ],
 )
 def test_other_arrays_are_refused(shape: tuple[int, ...], dtype: str) -> None:
     with pytest.raises(InputError) as error:
         find_digits(np.zeros(shape, dtype))
-    assert str(error.value) == f"expected pixels, uint8 (H, W) or (H, W, 2 to 4), got {dtype} {shape}"
+    assert (
+        str(error.value) == f"expected pixels, uint8 (H, W) or (H, W, 2 to 4), got {dtype} {shape}"
+    )
 
 
 def test_many_marks() -> None:
@@ -280,11 +281,6 @@ def test_many_marks() -> None:
     assert len(find_digits(marks(20, 25))) == MAX_DIGITS
     with pytest.raises(InputError, match=r"^expected at most 500 digits, found 529$"):
         find_digits(marks(23, 23))
-    texture = np.zeros((1600, 1600), np.uint8)
-    texture[::4, ::4] = texture[800:812, 800:803] = 255
-    begin = time.perf_counter()
-    assert len(find_digits(texture)) == 1
-    assert time.perf_counter() - begin < 10  # 45 s when each dot was compared with each digit
 
 
 def test_hairline() -> None:
@@ -298,18 +294,28 @@ def check(picture: np.ndarray) -> None:
     try:
         found = find_digits(picture)
     except InputError as error:
-        assert "expected at most 500 digits" in str(error)  # noqa: PT017  refusing is allowed
+        assert "expected at most 500 digits" in str(error)  # noqa: PT017
         return
-    for pixels, (left, top, right, bottom), *_ in found:
+    for pixels, _, (left, top, right, bottom), *_ in found:
         assert pixels.any()
         assert 0 <= left < right <= picture.shape[1]
         assert 0 <= top < bottom <= picture.shape[0]
 
 
-@given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.sampled_from([0, 9, 128, 255])))
+@given(
+    arrays(
+        np.uint8,
+        array_shapes(min_dims=2, max_dims=2, max_side=40),
+        elements=st.sampled_from([0, 9, 128, 255]),
+    )
+)
 def test_any_small_array(picture: np.ndarray) -> None:
     check(picture)
-    check(np.dstack([picture] * 3 + [picture.T if picture.T.shape == picture.shape else picture[::-1]]))
+    check(
+        np.dstack(
+            [picture] * 3 + [picture.T if picture.T.shape == picture.shape else picture[::-1]]
+        )
+    )
 
 
 @pytest.mark.parametrize(
