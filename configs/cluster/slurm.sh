@@ -66,7 +66,7 @@ fi
 if [[ -n ${DOCTOR:-} ]]; then
     # shellcheck disable=SC2086 # its own arguments
     # It waits a minute for processes that do not start, and then reports that.
-    srun --wait=120 python -m mnist_lightning doctor $DOCTOR --accelerator "$accelerator" --default_root_dir "$folder"
+    srun --wait=120 python -m mnist_lightning doctor $DOCTOR --device "$accelerator" --log_dir "$folder/lightning_logs"
 fi
 
 code=0
