@@ -32,6 +32,7 @@ from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.errors import InputError
 from mnist_lightning.training.callbacks import Freeze
+from mnist_lightning.training.denormals import flushed_denormals
 from mnist_lightning.training.fast_loop import use_fast_loop
 from mnist_lightning.training.folders import claim, keep_or_remove, only_process
 from mnist_lightning.training.loggers import HistoryLogger, TensorBoardRunLogger, all_loggers
@@ -182,7 +183,8 @@ def fit(
             trainer = _trainer(folder, all_callbacks, step, trainer_kwargs)
             if resumed:
                 resumed.check_trainer(trainer)
-            with only_process(folder) if is_writer else nullcontext(), isolate_rng():
+            alone = only_process(folder) if is_writer else nullcontext()
+            with alone, isolate_rng(), flushed_denormals():
                 seed_all(seed)
                 last = resumed.file if resumed else None
                 trainer.fit(model, datamodule=data, ckpt_path=last)
