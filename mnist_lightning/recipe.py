@@ -91,14 +91,20 @@ def explain(message: str, flags: str) -> str:
     text = condense(message)
     key = text.partition(":")[0]
     if found := re.search(r"unknown argument (\S+)", text):
-        return text + closest(found[1], re.findall(r"(?<= )--[\w.]+", flags))
+        known = re.findall(r"(?<= )--[\w.]+", flags)
+        if found[1] in known:
+            return f"{found[1]} is not taken by the class that was chosen; see --help"
+        return text + closest(found[1], known)
     if found := re.search(r"Option '(.*?)' is not accepted", message):
         classes: list[Any] = [
             locate(path) for path in re.findall(r"class_path[ =]'([\w.]+)'", message)
         ]
         makers = [base.__init__ for each in classes for base in each.__mro__]
         names = {name for make in makers for name in inspect.signature(make).parameters}
-        return f"unknown argument {key}.{found[1]}" + closest(found[1], sorted(names), f"{key}.")
+        hint = closest(found[1], sorted(names), f"{key}.")
+        if classes and "did you mean" not in hint:
+            hint = f": {classes[0].__name__} takes no {found[1]}"
+        return f"unknown argument {key}.{found[1]}{hint}"
     if found := re.search(r"unknown class (\w+)", text):
         own = flags.partition(f"\n  {key} ")[2].partition("\n  --")[0]
         return text + closest(found[1], re.findall(r"\.(\w+)[,)]", own))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import attempt
+from conftest import attempt, refusal
 from scipy import stats
 
 from mnist_lightning import MLP, DigitClassifier, UCIDigits
@@ -216,6 +216,8 @@ def test_groups_whose_averaged_answers_differ_though_their_means_do_not() -> Non
 def test_other_images() -> None:
     a, b = answering("a", range(5)), answering("b", range(0), split_seed=1)
     assert attempt(contrast, [a], [b]) is None
+    assert "split must be validation or test, got tset" in refusal(contrast, [a], [b], "tset")
+    assert "at least one run, got 1 and 0" in refusal(contrast, [a], [])
     assert contrast([a], [b], "test").accuracies == pytest.approx((355 / 360, 1))
     assert attempt(contrast, [answering("c", range(0), val_fraction=0)], [a]) is None
 

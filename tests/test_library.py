@@ -20,6 +20,7 @@ import pytest
 import torch
 from conftest import files_in, refusal, refused_line
 from lightning.pytorch.callbacks import (
+    EarlyStopping,
     EMAWeightAveraging,
     LearningRateFinder,
     ModelCheckpoint,
@@ -805,9 +806,19 @@ def test_a_factory_is_repeated_by_the_command(folder: Path) -> None:
         assert refusal(fit, wrong, UCIDigits()) == line
     given = train(seed=7)
     assert given.record["first_weights"] == "given"
-    rate = partial(torch.optim.SGD, lr=0.1)  # config.yaml cannot hold what Python made
+    rate = partial(torch.optim.SGD, lr=0.1)
     own = fit(lambda: DigitClassifier(MLP([8]), rate), UCIDigits(), max_epochs=1, **QUIET)
+    words = own.record["command"].removeprefix("python -m mnist_lightning ").split()
+    assert main([*words, "--name", "same"]) == 0
+    assert load_run("lightning_logs/same").history == own.history
+    # config.yaml cannot hold a function that makes a schedule, nor callbacks that Python gave.
+    every = partial(torch.optim.lr_scheduler.StepLR, step_size=1)
+    own = fit(lambda: DigitClassifier(MLP([8]), rate, every), UCIDigits(), max_epochs=1, **QUIET)
     assert own.record["command"] is None
+    stop = [EarlyStopping("val/loss")]
+    own = fit(DigitClassifier(MLP([8])), UCIDigits(), max_epochs=1, callbacks=stop, **QUIET)
+    assert own.record["command"] is None
+    assert own.record["callbacks"][0].startswith("EarlyStopping(monitor='val/loss', ")
     given.test()
     assert "but with other first weights" in (given.folder / "report/index.html").read_text()
 

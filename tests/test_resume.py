@@ -513,7 +513,7 @@ def test_one_process_trains_a_run(folder: Path) -> None:
         for path in ("lightning_logs/a", "link"):
             model = DigitClassifier(MLP([4]))
             line = refusal(fit, model, UCIDigits(), resume=path, max_epochs=2000)
-            assert line == f"another process trains {path}: wait for it, or give another --name"
+            assert line == f"another process trains {path}: wait for it, or give another name"
         assert first.poll() is None
     finally:
         first.kill()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, refusal, refused_line
 from filelock import FileLock
+from lightning.pytorch.callbacks import EarlyStopping
 from sklearn.model_selection import KFold, StratifiedKFold
 from torch import nn
 
@@ -21,6 +22,7 @@ from mnist_lightning.recipe import Recipe, read
 from mnist_lightning.studies.crossval import CrossValidation, cross_validate, learning_curve
 from mnist_lightning.studies.crossval_report import curve_table, write_crossval
 from mnist_lightning.studies.train import finish, train_seeds
+from mnist_lightning.studies.tune import tune
 
 LABELS = torch.arange(100) % 10
 LOGS = Path("lightning_logs")
@@ -103,6 +105,89 @@ def test_a_run_is_read_or_resumed_or_refused(folder: Path, by_flags: bool) -> No
     with FileLock(where.parent / ".a.lock"):
         message = refusal(finish, where, arguments())
     assert message.startswith(f"another process trains {where}: wait for it")
+
+
+@pytest.mark.usefixtures("folder")
+def test_settings_that_are_functions_are_compared_too() -> None:
+    """An optimizer's settings, a schedule's code and what it encloses, and callbacks."""
+
+    def study(lr: float = 0.01, gamma: float = 0.5, **given: Any) -> float:
+        def model() -> DigitClassifier:
+            return DigitClassifier(
+                MLP([16]),
+                lambda weights: torch.optim.Adam(weights, lr),
+                lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma),
+            )
+
+        (run,) = train_seeds(model, UCIDigits(), [1], name="f", **SHORT, **given)
+        assert run.best_val_acc is not None
+        return run.best_val_acc
+
+    first = study()
+    config = read_config(LOGS / "f_1/config.yaml")
+    assert config["model"]["optimizer"]["class_path"] == "torch.optim.Adam"
+    settings = {"lr": 0.01, "betas": [0.9, 0.999], "weight_decay": 0}
+    assert settings.items() <= config["model"]["optimizer"]["init_args"].items()
+    assert study() == first
+    assert "optimizer.lr 0.01, now 0.1" in refusal(study, lr=0.1)
+    assert "has other settings (model.lr_scheduler <function" in refusal(study, gamma=0.1)
+    stop = EarlyStopping("val/loss", min_delta=0.1)
+    message = refusal(study, callbacks=[stop])
+    assert "has other callbacks ([], now [\"EarlyStopping(monitor='val/loss', min_de" in message
+
+
+def test_runs_of_a_study_share_no_network(folder: Path) -> None:
+    one, net = small(), MLP([16])
+    expected = "each run of a study needs a network of its own: give a function that makes it"
+    for shared in (one, lambda: one, lambda: DigitClassifier(net)):
+        assert refusal(cross_validate, shared, UCIDigits(), **SHORT).startswith(expected)
+        assert refusal(train_seeds, shared, UCIDigits(), [1], **SHORT).startswith(expected)
+        space = {"lr": {"low": 0.1, "high": 0.2}}
+
+        def make(lr: float, model: Any = shared) -> dict[str, Any]:
+            return {"model": model, "data": UCIDigits()}
+
+        assert refusal(tune, space, make, 1).startswith(expected)
+    assert not LOGS.exists()
+
+
+class Few(UCIDigits):
+    """It takes two arguments, and passes no others on."""
+
+    def __init__(self, batch_size: int = 16, number: int = 200) -> None:
+        super().__init__(batch_size)
+        self.number = number
+
+
+def test_data_that_take_no_folds(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    words = ["--data", "test_studies.Few", "--epochs", "1", "--device", "cpu"]
+    reason = "takes no {}: give its __init__ **kwargs, and pass them on"
+    line = refused_line(capsys, "crossval", *words, "--folds", "2")
+    assert line == f"Few {reason.format('folds')}"
+    assert refusal(cross_validate, small, Few(), **SHORT) == line
+    assert reason.format("train_size") in refusal(learning_curve, [20], small, Few(), **SHORT)
+    assert not LOGS.exists()
+    assert Few(number=9).copy_with(batch_size=8).number == 9
+    assert main(["fit", *words, "--seeds", "1-2", "--name", "few"]) == 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_numbers_of_numpy_continue_a_study() -> None:
+    for _ in range(2):
+        runs = train_seeds(small, UCIDigits(), np.arange(2), name="np", **SHORT)
+        assert [run.record["seed"] for run in runs] == [0, 1]
+    assert "seeds must be integers" in refusal(train_seeds, small, UCIDigits(), "42-46", **SHORT)
+    message = refusal(fit, small, UCIDigits, **SHORT)
+    assert message == "data must be a DigitDataModule, such as MNIST(), got UCIDigits"
+
+
+def test_a_size_that_is_too_large_is_refused_before_training(folder: Path) -> None:
+    message = refusal(learning_curve, [50, 9999], small, UCIDigits(), folds=2, **SHORT)
+    assert message == "train_size must be at most 718, the number of training images, got 9999"
+    assert not [path for path in folder.rglob("*") if path.is_file()]
 
 
 def test_seeds_train_the_same_as_one_by_one(
@@ -345,7 +430,7 @@ def test_python_is_refused_the_same(folder: Path) -> None:
     def refused(data: UCIDigits, **given: Any) -> str:
         return refusal(cross_validate, small, data, **given)
 
-    assert "takes no --ckpt_path" in refused(UCIDigits(), resume="last")
+    assert "it resumes no other run" in refused(UCIDigits(), resume="last")
     assert "has one device" in refused(UCIDigits(), devices=2)
     assert f"data.val_fraction 0.1{OVERRULED}" in refused(UCIDigits(val_fraction=0.1))
     assert "got 1 and 1" in refused(UCIDigits(), folds=1)

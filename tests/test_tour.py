@@ -1,5 +1,7 @@
 """The tour, a notebook: ``pytest --nbmake examples/tour.ipynb`` runs it too."""
 
+import ast
+import importlib
 import re
 import shutil
 from pathlib import Path
@@ -10,12 +12,33 @@ import pytest
 from conftest import ROOT, files_in
 from nbmake.nb_run import NotebookRun
 
+DOCS = [f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")]
 TOUR = ROOT / "examples" / "tour.ipynb"
 
 
 def test_the_tour_has_no_outputs() -> None:
     cells = [cell for cell in nbformat.read(TOUR, 4).cells if cell.cell_type == "code"]
     assert [cell.id for cell in cells if cell.outputs or cell.execution_count] == []
+
+
+def python_of(path: Path) -> list[str]:
+    """Return the pieces of Python code in a notebook or a page of Markdown."""
+    if path.suffix == ".ipynb":
+        return [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "examples/tour.ipynb", *sorted(DOCS)]
+)
+def test_what_the_docs_import_is_there(name: str) -> None:
+    for code in python_of(ROOT / name):
+        lines = [line for line in code.splitlines() if line[:1] not in "!%"]
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("mnist_lightning"):
+                module = importlib.import_module(str(node.module))
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{name}: {node.module}.{alias.name}"
 
 
 @pytest.mark.long

@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 from mnist_lightning import MLP, DigitClassifier, UCIDigits
 from mnist_lightning.cli.main import main
 from mnist_lightning.files import read_config, read_json
+from mnist_lightning.recipe import read
 from mnist_lightning.studies import trials as trials_module
 from mnist_lightning.studies import tune as tune_module
 from mnist_lightning.studies.trials import DONE
@@ -145,7 +146,7 @@ def test_study_ends_with_its_trials_and_continues(capsys: pytest.CaptureFixture[
     other = refused_line(capsys, *command, "--epochs", "3")
     assert "has a study with another trainer.max_epochs 2, now 3: give" in other
     assert main(["fit", "--config", str(STUDY / "best.yaml"), "--name", "again"]) == 0
-    assert "is a run: give another --name" in refused_line(capsys, *command, "--name", "again")
+    assert "is a run: give another name" in refused_line(capsys, *command, "--name", "again")
 
 
 @pytest.mark.usefixtures("folder")
@@ -155,7 +156,11 @@ def test_a_search_by_objects_continues() -> None:
     best = study.best_trial
     config = read_config(STUDY / f"trial_000{best.number}/config.yaml")
     assert str(config["model"]["net"]["init_args"]["hidden_sizes"]) == best.params["sizes"]
+    model = read(["--config", str(STUDY / "best.yaml")]).for_study()["model"]()
+    optimizer = model.optimizer(model.net.parameters())
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(best.params["lr"], rel=0.01)
     assert numbers(search(3), TrialState.COMPLETE) == [0, 1, 2]
+    assert "2 workers need the command of one" in refusal(search, 5, workers=2)
     with (STUDY / "journal.log").open("a") as journal:
         journal.write('{"op_code":4,"wor')  # a full disk cuts a line
     assert numbers(search(4), TrialState.COMPLETE) == [0, 1, 2, 3]

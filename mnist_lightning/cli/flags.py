@@ -115,8 +115,7 @@ def expand(verb: str, words: Sequence[str]) -> list[str]:
     """
     long = {"help-all": "help"}
     for name, row in flags_of(verb).items():
-        long[row.get("was", name)] = row["name"]
-        long[name] = row.get("long", name)
+        long[name] = long[row.get("was", name)] = row.get("long", name)
     words = [
         re.sub(r"^--([\w-]+)", lambda it: f"--{long.get(it[1], it[1])}", word) for word in words
     ]

@@ -197,9 +197,14 @@ def _predict(words: Sequence[str]) -> int:
     return 1 if done.failures else 0
 
 
-def _device(accelerator: str) -> str:
-    """Return torch's device for an accelerator: a GPU if there is one, unless it is ``cpu``."""
-    return "cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
+def _device(name: str) -> str:
+    """Return torch's device for ``--device``: a GPU if there is one, unless it is ``cpu``."""
+    if name not in ("auto", "cpu", "gpu", "cuda"):
+        raise InputError(f"--device must be auto, cpu or gpu, got {name}")
+    has_gpu = torch.cuda.is_available()
+    if name in ("gpu", "cuda") and not has_gpu:
+        raise InputError(f"--device {name}: torch finds no GPU; use cpu or auto")
+    return "cuda" if has_gpu and name != "cpu" else "cpu"
 
 
 def _describe(words: Sequence[str]) -> None:
@@ -338,8 +343,6 @@ def _serve(words: Sequence[str]) -> None:
 
     files = checkpoints(own.ckpt_path, own.log_dir)
     run = load_run(files if len(files) > 1 else files[0], log_dir=own.log_dir, tta=own.tta)
-    if own.device == "gpu" and not torch.cuda.is_available():
-        raise InputError("--device gpu: torch finds no GPU; use cpu or auto")
     drawings = Path(own.drawings or f"{DEFAULT_DATA_DIR}/Drawings")
     net = run.model.net.to(_device(own.device))
     serve(net, drawings, own.host or "127.0.0.1", own.port, own.token)

@@ -125,17 +125,25 @@ class DigitDataModule(L.LightningDataModule):
         """Return a new data module of the same source with some other arguments, such as ``fold``.
 
         Raises:
-            InputError: If an argument is not in an attribute of its name.
+            InputError: If an argument is not in an attribute of its name, or is not taken.
         """
         classes = [base for base in type(self).__mro__ if "__init__" in vars(base)]
         arguments = {}
         for base in classes[: classes.index(DigitDataModule) + 1]:
-            for name, parameter in inspect.signature(base).parameters.items():
-                if parameter.kind is parameter.VAR_KEYWORD:
-                    continue
+            parameters = inspect.signature(base).parameters.values()
+            names = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
+            for name in names:
                 if name not in vars(self):
                     raise InputError(f"keep the argument {name} of {base.__name__} in self.{name}")
                 arguments[name] = getattr(self, name)
+            if len(names) == len(parameters):  # no **kwargs: the base's arguments are not passed on
+                break
+        for name in changes:
+            if name not in arguments:
+                own = type(self).__name__
+                raise InputError(
+                    f"{own} takes no {name}: give its __init__ **kwargs, and pass them on"
+                )
         return type(self)(**arguments | changes)
 
     def load(self, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:

@@ -121,6 +121,10 @@ def contrast(
 
     if split == "val":
         split = "validation"
+    if split not in ("validation", "test"):
+        raise InputError(f"split must be validation or test, got {split}")
+    if not a or not b:
+        raise InputError(f"each side needs at least one run, got {len(a)} and {len(b)}")
     images, labels = _images(a[0], split)
     for run in (*a[1:], *b):
         own_images, own_labels = _images(run, split)

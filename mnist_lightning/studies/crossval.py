@@ -15,6 +15,7 @@ from mnist_lightning.errors import InputError
 from mnist_lightning.report.metrics import decide
 from mnist_lightning.studies.train import (
     refuse_seen_images,
+    refuse_shared,
     study_folder,
     train_all,
     with_settings,
@@ -90,6 +91,7 @@ def cross_validate(
         raise InputError(
             f"folds must be at least 2 and repeats at least 1, got {folds} and {repeats}"
         )
+    refuse_shared(model, model)
     _refuse_other_folds(data, folds)
     shared = {"model": model, "data": data, **arguments}
     refuse_seen_images(shared)
@@ -122,7 +124,7 @@ def _refuse_other_folds(data: DigitDataModule, folds: int) -> None:
         if value not in (own, usual[name].default):
             raise InputError(
                 f"data.{name} {value} would be overruled: each fold is validated in turn, so leave "
-                "it out, and use --folds and --stratified"
+                "it out, and choose folds and stratified"
             )
 
 
@@ -177,12 +179,12 @@ def learning_curve(
         InputError: As ``cross_validate`` does.
     """
     found = {}
-    for size in sorted(set(sizes)):
+    for size in sorted(set(sizes), reverse=True):  # a size that is too large is refused at once
         smaller = data.copy_with(train_size=size)
         changed = with_settings(config, arguments.get("seed", 42), {"train_size": size})
         result = cross_validate(model, smaller, name=f"{name}_{size}", config=changed, **arguments)
         found[size] = result.accuracies.ravel()
-    return found
+    return dict(sorted(found.items()))
 
 
 def _held_out(run: Run) -> Subset:

@@ -13,14 +13,16 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 from tqdm import tqdm
 
-from mnist_lightning.checkpoints import as_list, read_checkpoint
+from mnist_lightning.checkpoints import as_list, plain, read_checkpoint
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.errors import InputError
+from mnist_lightning.files import read_json
 from mnist_lightning.settings import difference
 from mnist_lightning.training.fit import fit
 from mnist_lightning.training.folders import only_process
-from mnist_lightning.training.record import config_of_objects, learnt_from
+from mnist_lightning.training.objects import callback_texts, config_of_objects
+from mnist_lightning.training.record import learnt_from
 from mnist_lightning.training.run import Run, find_checkpoint, load_run
 from mnist_lightning.training.runs import LOG_DIR, config_of
 
@@ -40,8 +42,8 @@ def check_new(arguments: Arguments) -> None:
     newest = [each for each in starts if each in ("best", "last")]  # a run of the study itself
     if arguments.get("resume") or arguments.get("fast_dev_run") or newest:
         raise InputError(
-            "a study trains new runs and saves them: it takes no --ckpt_path, no --seeds, no "
-            "fast_dev_run, and no 'best' or 'last' for --init_from and --teacher"
+            "a study trains new runs and saves them: it resumes no other run, and takes no "
+            "fast_dev_run, and no 'best' or 'last' for init_from and teacher"
         )
     devices, num_nodes = arguments.get("devices", "auto"), arguments.get("num_nodes", 1)
     if num_nodes != 1 or str(devices) not in ("auto", "1"):
@@ -114,7 +116,8 @@ def with_settings(config: str | None, seed: int, data: Mapping[str, Any]) -> str
         return None
     settings = yaml.safe_load(config)
     settings["seed_everything"] = seed
-    settings["data"]["init_args"] |= data
+    if data:
+        settings["data"]["init_args"] = {**(settings["data"].get("init_args") or {}), **data}
     header = "".join(line for line in config.splitlines(keepends=True) if line.startswith("#"))
     return header + yaml.safe_dump(settings, sort_keys=False)
 
@@ -143,7 +146,7 @@ def finish(folder: Path, arguments: Arguments, callbacks: Sequence[Callback] = (
     folder.parent.mkdir(parents=True, exist_ok=True)
     with only_process(folder), part_of_a_study():
         if (folder / "checkpoints" / "last.ckpt").exists():
-            run = _earlier(folder, arguments)
+            run = _earlier(folder, given)
             if not run.record.get("finished"):
                 run = fit(**given | {"resume": folder, "init_from": None, "name": None})
             return run
@@ -155,10 +158,14 @@ def finish(folder: Path, arguments: Arguments, callbacks: Sequence[Callback] = (
 
 
 def _earlier(folder: Path, arguments: Arguments) -> Run:
-    """Return the run in a folder; refuse one with other settings."""
+    """Return the run in a folder; refuse one with other settings, or other callbacks."""
     earlier = (folder / "config.yaml").read_text(encoding="utf-8")
     if changed := difference(earlier, config_text(arguments)):
-        raise InputError(f"{folder} has other settings ({changed}): give another --name")
+        raise InputError(f"{folder} has other settings ({changed}): give another name")
+    before = read_json(folder / "run.json").get("callbacks")
+    now = callback_texts(as_list(arguments.get("callbacks")))
+    if before is not None and before != now:
+        raise InputError(f"{folder} has other callbacks ({before}, now {now}): give another name")
     if arguments.get("config") is not None:
         return load_run(folder)
     # The objects of a notebook cannot be made from the folder alone.
@@ -169,7 +176,7 @@ def config_text(arguments: Arguments) -> str:
     """Return the content of ``config.yaml`` of a run with these arguments of ``fit``."""
     if arguments.get("config") is not None:
         return str(arguments["config"])
-    own = {name: arguments.get(name) for name in ("init_from", "teacher", "freeze")}
+    own: dict[str, Any] = {name: arguments.get(name) for name in ("init_from", "teacher", "freeze")}
     not_trainers = {*own, "model", "data", "seed", "config", "callbacks", "name"}
     trainer = {name: arguments[name] for name in arguments.keys() - not_trainers} | ALONE
     described = config_of_objects(
@@ -180,6 +187,23 @@ def config_text(arguments: Arguments) -> str:
         **own,
     )
     return yaml.safe_dump(described, sort_keys=False)
+
+
+def refuse_shared(one: Any, other: Any) -> None:
+    """Refuse models that share a network: what one run learns, the next one would know.
+
+    Args:
+        one: A classifier, or a function that makes it.
+        other: That of another run; a function may make both.
+
+    Raises:
+        InputError: If they share it.
+    """
+    if _made(one).net is _made(other).net:
+        raise InputError(
+            "each run of a study needs a network of its own: give a function that makes it, "
+            f"such as lambda: DigitClassifier(MLP()); {type(one).__name__} gives the same one twice"
+        )
 
 
 def _made(model: DigitClassifier | Callable[[], DigitClassifier]) -> DigitClassifier:
@@ -241,6 +265,10 @@ def train_seeds(
     Raises:
         InputError: If an argument is invalid.
     """
+    refuse_shared(model, model)
+    seeds = plain(list(seeds))
+    if not all(isinstance(seed, int) for seed in seeds):
+        raise InputError(f"seeds must be integers, such as range(42, 47), got {seeds}")
     runs = {
         f"{name}_{seed}": {
             **arguments,

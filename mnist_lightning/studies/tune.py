@@ -37,6 +37,7 @@ from mnist_lightning.studies.train import (
     config_text,
     part_of_a_study,
     refuse_seen_images,
+    refuse_shared,
     study_folder,
 )
 from mnist_lightning.studies.trials import (
@@ -116,16 +117,24 @@ def tune(
             f"trials must be at least 1 and pruner one of {', '.join(PRUNERS)}; "
             f"got {trials} and {pruner}"
         )
+    if workers > 1 and not worker:
+        raise InputError(
+            f"{workers} workers need the command of one in worker, such as [sys.executable, "
+            '"search.py"]'
+        )
     distributions, folder = read_distributions(space), study_folder(log_dir, name)
 
     def arguments_of(params: Mapping[str, Any]) -> Arguments:
-        return make(**settings_of(params, space))
+        arguments = make(**settings_of(params, space))
+        if missing := {"model", "data"} - arguments.keys():
+            raise InputError(f"make must return model and data, but {min(missing)} is missing")
+        return arguments
 
     if config is None:
         config = config_text(arguments_of(next(corners(distributions))))
     if not check_folder(folder, distributions, config):
         for params in corners(distributions):
-            _check_arguments(arguments_of(params))
+            _check_arguments(arguments_of(params), arguments_of(params))
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     with lock:
@@ -168,8 +177,10 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _check_arguments(arguments: Arguments) -> None:
+def _check_arguments(arguments: Arguments, again: Arguments) -> None:
+    """Refuse arguments that are not for a trial, and two trials that would share a network."""
     check_new(arguments)
+    refuse_shared(arguments["model"], again["model"])
     refuse_seen_images(arguments)
     if not arguments["data"].val_fraction:
         raise InputError(
@@ -182,8 +193,7 @@ def _check_storage(study: Study, folder: Path) -> None:
     has_trials = bool(study.get_trials(deepcopy=False, states=[TrialState.RUNNING, *DONE]))
     if has_trials != any(folder.glob("*trial_*")):  # a run, or the lock of one that begins
         raise InputError(
-            f"{folder} and the storage have different studies: "
-            "give another --name, or its --storage"
+            f"{folder} and the storage have different studies: give another name, or its storage"
         )
 
 

@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as plots
 
-from mnist_lightning.files import write_atomic, write_csv
+from mnist_lightning.files import read_json, write_atomic, write_csv
 from mnist_lightning.report.blocks import Block, Picture, Table
 from mnist_lightning.report.figures import CORRECT, WRONG, svg
 from mnist_lightning.report.pages import write_page
@@ -96,7 +96,10 @@ def write_study(study: Study, folder: Path, space: Mapping[str, BaseDistribution
     header = f"Trial {best.number} of the study {study.study_name}: validation {best.value:.2%}."
     recipe = (folder / trial_folder(best.number) / "config.yaml").read_text(encoding="utf-8")
     comment = f"# {header}\n#\n#   {command}\n#\n# Found: {found}\n"
-    write_atomic(folder / "best.yaml", comment + recipe)
+    lead = f"Trial {best.number} is the best: {found}."
+    if read_json(folder / trial_folder(best.number) / "run.json").get("command"):  # it is whole
+        write_atomic(folder / "best.yaml", comment + recipe)
+        lead += f" To train with its settings: {command}"
     done = [each for each in trials if each.state in DONE]
     complete = [each for each in done if each.state == TrialState.COMPLETE]
     headline = {
@@ -114,7 +117,6 @@ def write_study(study: Study, folder: Path, space: Mapping[str, BaseDistribution
         "Failed trials": [failed_table(study)],
         "All trials": [*pictures],
     }
-    lead = f"Trial {best.number} is the best: {found}. To train with its settings: {command}"
     write_page(folder, f"Study {study.study_name}", lead, headline, sections)
 
 

@@ -97,12 +97,12 @@ def check_folder(folder: Path, space: Mapping[str, BaseDistribution], config: st
         InputError: If it has a run, or another study.
     """
     if (folder / "run.json").exists():
-        raise InputError(f"{folder} is a run: give another --name")
+        raise InputError(f"{folder} is a run: give another name")
     if not (folder / "space.yaml").exists():
         return False
     changed = difference((folder / "config.yaml").read_text(encoding="utf-8"), config)
     if changed or read_distributions(read_config(folder / "space.yaml")) != space:
         raise InputError(
-            f"{folder} has a study with another {changed or 'space'}: give another --name"
+            f"{folder} has a study with another {changed or 'space'}: give another name"
         )
     return True

@@ -36,14 +36,13 @@ from mnist_lightning.training.denormals import flushed_denormals
 from mnist_lightning.training.fast_loop import use_fast_loop
 from mnist_lightning.training.folders import claim, keep_or_remove, only_process
 from mnist_lightning.training.loggers import HistoryLogger, TensorBoardRunLogger, all_loggers
-from mnist_lightning.training.progress import EpochLines
-from mnist_lightning.training.record import (
-    UNKNOWN,
-    RunRecord,
+from mnist_lightning.training.objects import (
+    callback_texts,
     cannot_be_loaded,
     config_of_objects,
-    learnt_from,
 )
+from mnist_lightning.training.progress import EpochLines
+from mnist_lightning.training.record import UNKNOWN, RunRecord, learnt_from
 from mnist_lightning.training.resume import (
     AtomicCheckpointIO,
     ResumedRun,
@@ -127,6 +126,9 @@ def fit(
         raise InputError(
             f"model must be a DigitClassifier, or a function that makes one, got {got}"
         )
+    if not isinstance(data, DigitDataModule):
+        got = data.__name__ if isinstance(data, type) else type(data).__name__
+        raise InputError(f"data must be a DigitDataModule, such as MNIST(), got {got}")
     others = {"seed": seed, "init_from": init_from, "teacher": teacher, "freeze": freeze}
     settings = config or config_of_objects(model, data, trainer_kwargs, **others)
 
@@ -167,7 +169,8 @@ def fit(
         else:
             folder = claim(root, name) if is_writer else root / (name or "")
         first_weights = "seed" if is_seeded else "given"
-        record = RunRecord(folder, seed, settings, first_weights, trained_on)
+        texts = callback_texts(as_list(callbacks))
+        record = RunRecord(folder, seed, settings, first_weights, trained_on, texts)
         all_callbacks = [*as_list(callbacks), record]
         if frozen:
             all_callbacks.append(Freeze(frozen))

@@ -61,7 +61,7 @@ def only_process(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise InputError(
-            f"another process trains {folder}: wait for it, or give another --name"
+            f"another process trains {folder}: wait for it, or give another name"
         ) from error
     try:
         yield

@@ -1,6 +1,5 @@
 """What a run writes about itself: ``config.yaml`` and ``run.json``."""
 
-import inspect
 import json
 import math
 import platform
@@ -17,16 +16,11 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from mnist_lightning.checkpoints import (
-    as_list,
-    from_settings,
-    is_plain,
     plain,
     read_checkpoint,
-    to_settings,
 )
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data.base import SPLIT_SETTINGS, DigitDataModule
@@ -131,66 +125,6 @@ def settings_of(trainer: L.Trainer, module: DigitClassifier) -> dict[str, Any]:
     }
 
 
-def config_of_objects(
-    model: DigitClassifier,
-    data: DigitDataModule,
-    trainer_kwargs: Mapping[str, Any],
-    *,
-    seed: int,
-    init_from: str | Path | None = None,
-    teacher: Any = None,
-    freeze: str | Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """Return ``config.yaml`` of a run that Python began.
-
-    What is not plain becomes a text that no parser accepts.
-
-    Args:
-        model: The classifier.
-        data: The data module.
-        trainer_kwargs: Arguments of Lightning's Trainer.
-        seed: Arguments of ``fit``, as the others are.
-        init_from: The start.
-        teacher: The teachers.
-        freeze: The layers that keep their weights.
-    """
-    settings = dict(model.hparams)
-    defaults = inspect.signature(DigitClassifier).parameters
-    for name in ("optimizer", "lr_scheduler"):
-        value = getattr(model, name)
-        if name not in settings and value is not defaults[name].default:
-            settings[name] = f"<{value!r}>"
-    trainer = {name: value for name, value in trainer_kwargs.items() if is_plain(value)}
-    data_settings = to_settings(data, lossy=True)
-    # A teacher is a run, a path, or a network.
-    teachers = [f"{getattr(each, 'folder', each)!s:.200}" for each in as_list(teacher)]
-    return {
-        "seed_everything": seed,
-        "init_from": plain(init_from),
-        "teacher": teachers or None,
-        "freeze": as_list(freeze) or None,
-        "model": settings,
-        "data": data_settings,
-        "trainer": trainer,
-    }
-
-
-def cannot_be_loaded(net: nn.Module, data: DigitDataModule) -> str:
-    """Return why another process could not make a run's network or data again; empty if it can."""
-    path = f"{type(net).__module__}.{type(net).__qualname__}"
-    if path.startswith("__main__.") or "<locals>" in path:
-        return f"{path} cannot be imported: move it to a file, or give load_run(folder, net=...)"
-    hint = "keep each argument of {} in an attribute of its name, or give load_run(folder, {}=...)"
-    try:
-        with isolate_rng():
-            from_settings(to_settings(net), trusted=True).load_state_dict(net.state_dict())
-    except Exception:  # the class may raise anything
-        return hint.format(path, "net")
-    if to_settings(data) is None and data.augmentation is None:
-        return hint.format(class_name(data), "data")
-    return ""
-
-
 def check_same(
     saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path, place: str = ""
 ) -> None:
@@ -230,6 +164,7 @@ class RunRecord(Callback):
         first_weights: Where they came from: ``seed``, or ``given`` if the seed does not repeat
             them.
         trained_on: What the weights and the teachers that the run starts with were trained on.
+        callbacks: What the user's callbacks are, for the record.
     """
 
     def __init__(
@@ -239,8 +174,10 @@ class RunRecord(Callback):
         config: str | Mapping[str, Any],
         first_weights: str = "seed",
         trained_on: Sequence[Mapping[str, Any]] = (),
+        callbacks: Sequence[str] = (),
     ) -> None:
         self.folder, self.seed, self.config = folder, seed, config
+        self.callbacks = list(callbacks)
         self.settings: dict[str, Any] = {}
         self.start: float | None = None  # of the first update
         self.first_step = 0
@@ -276,7 +213,8 @@ class RunRecord(Callback):
         With a progress bar, print the data, network and device.
         """
         assert isinstance(pl_module, DigitClassifier)
-        record = self.settings = plain(settings_of(trainer, pl_module)) | {"seed": self.seed}
+        record = self.settings = plain(settings_of(trainer, pl_module))
+        record |= {"seed": self.seed, "callbacks": self.callbacks}
         fixed = {name: record[name] for name in FIXED}
         if pl_module.lr is not None:  # LearningRateFinder finds another rate each time
             del fixed["lr"]
@@ -372,7 +310,8 @@ class RunRecord(Callback):
     def _write(self, trainer: L.Trainer, finished: bool = False) -> None:
         self._remember_best()
         path = shlex.quote(str(self.folder / "config.yaml"))
-        is_whole = '"<' not in json.dumps(self.config)
+        by_python = not isinstance(self.config, str)
+        is_whole = '"<' not in json.dumps(self.config) and not (by_python and self.callbacks)
         record = {
             "verb": "fit",
             "command": f"python -m mnist_lightning fit --config {path}" if is_whole else None,
