@@ -66,6 +66,12 @@ ROWS = {
         "Keras on JAX", "all", "", ROOT, KERAS, ("keras", "jax"), {"KERAS_BACKEND": "jax"}
     ),
     "torch-loop": Row("plain torch loop", "all", script="torch_loop.py"),
+    "torch-loop-flushed": Row(
+        "plain torch loop, denormals flushed",
+        "all",
+        script="torch_loop.py",
+        environment={"FLUSH_DENORMALS": "1"},
+    ),
     "keras-tensorflow": Row(
         "Keras on TensorFlow",
         "all",
@@ -78,7 +84,11 @@ ROWS = {
     "lightning-docs": Row("Lightning as its docs teach it", "all", script="lightning_docs.py"),
 }
 OLD = ("fit", "fast")  # the rows that --old repeats
-REFERENCES = {"keras-tensorflow": "/ Keras TF", "torch-loop": "/ torch loop"}
+REFERENCES = {
+    "keras-tensorflow": "/ Keras TF",
+    "keras-jax": "/ Keras JAX",
+    "torch-loop": "/ torch loop",
+}
 
 
 def installed(python: str, packages: Sequence[str]) -> dict[str, str] | None:
