@@ -56,7 +56,7 @@ def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         None,
         "stdout",
     }  # no warnings
-    accuracy = re.search(r"accuracy</div><div[^>]*>([\d.]+)%", shown["test"][0]["text/html"])
+    accuracy = re.search(r"ccuracy</dt><dd>([\d.]+)%", shown["test"][0]["text/html"])
     assert float(accuracy[1] if accuracy else 0) > 93
     assert [len(shown[name]) for name in ("samples", "figures", "page")] == [1, 2, 1]
     assert all(
