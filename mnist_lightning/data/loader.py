@@ -89,7 +89,9 @@ class BatchLoader:
 
     def sizes(self) -> list[int]:
         """Return the number of images in each batch of this process."""
-        first = self.rank if self.seed is None else 0  # with a seed, all get as many as the first
+        # Without a seed this process has every N-th row from its own number on. With one, each
+        # process has as many as the first.
+        first = self.rank if self.seed is None else 0
         number = len(range(first, len(self.rows), self.world_size))
         full, rest = divmod(number, self.batch_size)
         sizes = [self.batch_size] * full

@@ -362,8 +362,9 @@ def load_run(
     if checkpoint is not None:
         load_weights(model, checkpoint, file)
     if tta:
-        data_settings = ((config or {}).get("data") or {}).get("init_args") or {}
-        augment = from_settings(data_settings.get("augmentation"), trusted=True)
+        data_settings = (config or {}).get("data") or {}
+        arguments = data_settings.get("init_args") or {}
+        augment = from_settings(arguments.get("augmentation"), trusted=True)
         if not isinstance(augment, nn.Module):  # none, or one that settings cannot describe
             augment = Augmentation()
         model.net = TestTimeAugmentation(net, augment, tta)
