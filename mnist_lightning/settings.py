@@ -19,6 +19,12 @@ IGNORED = re.compile(
 DEFAULTS: dict[str, Any] = {
     "data.folds": 0,
     "data.fold": 0,
+    # Earlier configurations do not have these.
+    "data.augmentation.coarse": 0,
+    "data.augmentation.blur": 0,
+    "data.augmentation.edges": 0,
+    "data.augmentation.pale": 0,
+    "data.augmentation.noise": 0,
     "trainer.max_epochs": 10,
     "trainer.max_steps": -1,
     "trainer.limit_train_batches": 1.0,

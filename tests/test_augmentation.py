@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from mnist_lightning import Augmentation
 from mnist_lightning.cli.main import main
-from mnist_lightning.data.augmentation import augmented
+from mnist_lightning.data.augmentation import LIMITS, augmented
 
 STILL = {"rotation": 0, "scale": 0, "shear": 0, "shift": 0, "elastic": 0}
 CENTRE = np.array([13.5, 13.5])
@@ -102,7 +102,7 @@ def test_bounds_seeds_and_draws() -> None:
     assert not module.state_dict()  # a checkpoint needs nothing of it
 
 
-@pytest.mark.parametrize("name", [*STILL, "stroke"])
+@pytest.mark.parametrize("name", LIMITS)
 @pytest.mark.parametrize("bad", [-0.1, 181, float("nan")])
 def test_out_of_range(name: str, bad: float) -> None:
     message = refusal(Augmentation, **{name: bad})
@@ -122,3 +122,77 @@ def test_augmented_bytes_and_describe(folder: Path) -> None:
     words = ["describe", "--data", "UCIDigits", "--augmentation", "true", "--output", "shown"]
     assert main(words) == 0
     assert (folder / "shown/augmented.png").exists()
+
+
+def spoiled(**strength: float) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Return 300 images that are spoiled in one way, and how strongly each should be.
+
+    The strengths are drawn as a reader of the docstring would: for a third of the images, up to
+    the given one.
+    """
+    images = to_tensor(NOISE[:1]).repeat(300, 1, 1, 1)
+    torch.manual_seed(5)
+    out = Augmentation(**STILL | strength)(images)
+    torch.manual_seed(5)
+    draws = torch.rand(2, 300).double().numpy()
+    (most,) = strength.values()
+    return out[:, 0].numpy(), most * draws[0] * (draws[1] < 1 / 3)
+
+
+def check_a_third(out: NDArray[np.float32], strengths: NDArray[np.float64]) -> None:
+    """The others stay as they are; a third of 300 is 100, with a standard deviation of 8."""
+    assert 70 < (strengths > 0).sum() < 130
+    others = out[strengths == 0]
+    np.testing.assert_allclose(others, np.broadcast_to(NOISE[0], others.shape), atol=1e-6)
+    assert out.min() >= 0
+    assert out.max() <= 1
+
+
+def test_blur_is_that_of_scipy() -> None:
+    out, strengths = spoiled(blur=2)
+    check_a_third(out, strengths)
+    for image, sigma in zip(out, strengths, strict=True):
+        if sigma > 0.3:  # a narrow Gaussian is no sum over pixels
+            expected = ndimage.gaussian_filter(NOISE[0], sigma, mode="constant", truncate=8)
+            inside = np.s_[10:18, 10:18]  # at the border, ours are weighted means
+            np.testing.assert_allclose(image[inside], expected[inside], atol=1e-3)
+
+
+def test_coarse_pixels_are_means_and_what_is_between_them() -> None:
+    out, strengths = spoiled(coarse=3)
+    assert 70 < (strengths > 0).sum() < 130
+    number = np.round(28 / np.maximum(strengths, 1))
+    assert set(number) >= {10, 14, 20}
+    assert np.ptp(out[number == 28] - NOISE[0], axis=0).max() == 0
+    np.testing.assert_allclose(out[number == 28][0], NOISE[0], atol=1e-6)
+    for image in out[number == 14]:
+        means = NOISE[0].reshape(14, 2, 14, 2).mean(axis=(1, 3))
+        places = np.clip((np.arange(28) + 0.5) / 2 - 0.5, 0, 13)
+        y, x = np.meshgrid(places, places, indexing="ij")
+        expected = ndimage.map_coordinates(means, [y, x], order=1)
+        np.testing.assert_allclose(image, expected, atol=1e-5)
+
+
+def test_edges_and_paler_ink() -> None:
+    out, strengths = spoiled(edges=0.9)
+    check_a_third(out, strengths)
+    for image, strength in zip(out, strengths, strict=True):
+        expected = np.clip((NOISE[0] - 0.5) / (1 - strength) + 0.5, 0, 1)
+        np.testing.assert_allclose(image, expected, atol=1e-5)
+    out, strengths = spoiled(pale=0.7)
+    check_a_third(out, strengths)
+    np.testing.assert_allclose(out, (1 - strengths)[:, None, None] * NOISE[0], atol=1e-6)
+
+
+def test_noise_has_the_deviation_that_was_drawn() -> None:
+    grey = torch.full((300, 1, 28, 28), 0.5)
+    torch.manual_seed(5)
+    out = Augmentation(**STILL, noise=0.1)(grey)[:, 0].numpy()
+    found = out.std(axis=(1, 2))
+    some = found[found > 0]
+    assert 70 < len(some) < 130
+    assert some.max() == pytest.approx(0.1, abs=0.01)
+    assert some.mean() == pytest.approx(0.05, abs=0.01)
+    assert np.abs(out.mean(axis=(1, 2)) - 0.5).max() < 0.02
+    white = Augmentation(**STILL, noise=1)(torch.ones(300, 1, 28, 28))
+    assert (white.min(), white.max()) == (0, 1)

@@ -96,6 +96,11 @@ def test_settings_that_are_not_the_default_separate_groups() -> None:
         data = {"train_size": 9} | config.pop("data", {})
         write(name, seed, 0.9, model={"net": net}, data=data, **config)
 
+    strengths = {"rotation": 10.0}
+    augmentation = {"class_path": "mnist_lightning.Augmentation", "init_args": strengths}
+    setting("bent_1", data={"augmentation": augmentation})
+    noiseless = strengths | {"noise": 0.0, "blur": 0.0, "edges": 0.0, "pale": 0, "coarse": 0.0}
+    setting("bent_2", data={"augmentation": augmentation | {"init_args": noiseless}})
     setting("old", trainer={})
     usual = {"limit_val_batches": None, "limit_train_batches": 1.0, "max_steps": -1}
     new = usual | {"overfit_batches": 0.0, "x": False}
@@ -109,7 +114,9 @@ def test_settings_that_are_not_the_default_separate_groups() -> None:
         setting(f"net_{number}", arguments=arguments)
     groups = [sorted(Path(run).name for run in group["runs"]) for group in compare()]
     alone = [["net_0"], ["net_1"], ["net_2"], ["short_0"], ["short_1"], ["short_2"], ["val_2"]]
-    assert sorted(groups) == sorted([["new", "old"], ["val_0", "val_1"], *alone])
+    assert sorted(groups) == sorted(
+        [["new", "old"], ["bent_1", "bent_2"], ["val_0", "val_1"], *alone]
+    )
     named = {group["name"]: group["settings"].get("limit_val_batches") for group in compare()}
     assert (named["val"], named["val_2"]) == (0, 1)
 
