@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mnist_lightning.data.kaggle import Kaggle
     from mnist_lightning.data.mnist import KMNIST, MNIST, FashionMNIST
     from mnist_lightning.data.uci import UCIDigits
-    from mnist_lightning.networks import CNN, MLP, Ensemble, Stack, TestTimeAugmentation
+    from mnist_lightning.networks import CNN, MLP, Ensemble, FastCNN, Stack, TestTimeAugmentation
     from mnist_lightning.pictures.recognize import recognize
     from mnist_lightning.schedules import Cosine, OneCycle, Plateau
     from mnist_lightning.training.callbacks import ValidationFigures
@@ -34,6 +34,7 @@ __all__ = [
     "Drawings",
     "Ensemble",
     "FashionMNIST",
+    "FastCNN",
     "Kaggle",
     "OneCycle",
     "Plateau",
@@ -57,7 +58,7 @@ _HOMES = {
     "data.kaggle": ("Kaggle",),
     "data.mnist": ("KMNIST", "MNIST", "FashionMNIST"),
     "data.uci": ("UCIDigits",),
-    "networks": ("CNN", "MLP", "Ensemble", "Stack", "TestTimeAugmentation"),
+    "networks": ("CNN", "MLP", "Ensemble", "FastCNN", "Stack", "TestTimeAugmentation"),
     "pictures.recognize": ("recognize",),
     "schedules": ("Cosine", "OneCycle", "Plateau"),
     "training.callbacks": ("ValidationFigures",),

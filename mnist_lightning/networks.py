@@ -89,10 +89,7 @@ class CNN(nn.Module):
     """
 
     def __init__(self, width: int = 32, dropout: float = 0.3) -> None:
-        if width < 1:
-            raise InputError(f"width must be at least 1, got {width}")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout must be in [0, 1), got {dropout}")
+        check_convolutional(width, dropout)
         super().__init__()
         self.width, self.dropout = width, dropout
         self.layers = nn.Sequential(
@@ -116,10 +113,64 @@ class CNN(nn.Module):
         return self.layers(images)
 
 
-def convolution(channels_in: int, channels_out: int) -> list[nn.Module]:
-    """Return a 3x3 convolution that keeps the size, with batch normalisation and ReLU."""
+class FastCNN(nn.Module):
+    """Five 3x3 convolutions, pooled before they are normalised: ``CNN`` in a third of its time.
+
+    At full size a processor waits for memory. So the first layer has few channels and no
+    normalisation, and halves the image at once. The default has 246,378 parameters.
+
+    Args:
+        width: Channels of the first convolution; the next two have two and four times as many, the
+            last two eight times.
+        dropout: Probability that one of the last channels is dropped in training, in [0, 1).
+
+    Raises:
+        InputError: If an argument is out of its range.
+
+    >>> sum(p.numel() for p in FastCNN().parameters())
+    246378
+    """
+
+    def __init__(self, width: int = 16, dropout: float = 0.3) -> None:
+        check_convolutional(width, dropout)
+        super().__init__()
+        self.width, self.dropout = width, dropout
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1),  # (B, width, 28, 28)
+            nn.MaxPool2d(2),  # (B, width, 14, 14)
+            nn.ReLU(),
+            *convolution(width, 2 * width),
+            *convolution(2 * width, 4 * width, pool=True),  # (B, 4 width, 7, 7)
+            *convolution(4 * width, 8 * width),
+            *convolution(8 * width, 8 * width),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),  # (B, 8 width)
+            nn.Dropout(dropout),
+            nn.Linear(8 * width, 10),  # (B, 10)
+        )
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits ``(B, 10)`` of float images ``(B, 1, 28, 28)`` in [0, 1]."""
+        return self.layers(images)
+
+
+def check_convolutional(width: int, dropout: float) -> None:
+    """Refuse arguments of a convolutional network that are out of their range."""
+    if width < 1:
+        raise InputError(f"width must be at least 1, got {width}")
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout must be in [0, 1), got {dropout}")
+
+
+def convolution(channels_in: int, channels_out: int, pool: bool = False) -> list[nn.Module]:
+    """Return a 3x3 convolution that keeps the size, with batch normalisation and ReLU.
+
+    With ``pool``, max-pooling halves the size before the normalisation.
+    """
     return [
         nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+        *([nn.MaxPool2d(2)] if pool else []),
         nn.BatchNorm2d(channels_out),
         nn.ReLU(),
     ]

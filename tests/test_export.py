@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mnist_lightning import CNN, MLP, DigitClassifier, Ensemble, UCIDigits, fit, load_run
+from mnist_lightning import CNN, MLP, DigitClassifier, Ensemble, FastCNN, UCIDigits, fit, load_run
 from mnist_lightning.cli.main import main
 from mnist_lightning.export import write
 from mnist_lightning.export.read import import_onnxruntime
@@ -44,7 +44,12 @@ class Pair(nn.Module):
 
 def network(name: str) -> nn.Module:
     torch.manual_seed(1)
-    made: dict[str, nn.Module] = {"mlp": MLP([16]), "cnn": CNN(3), "own": Pair(5)}
+    made: dict[str, nn.Module] = {
+        "mlp": MLP([16]),
+        "cnn": CNN(3),
+        "fast_cnn": FastCNN(3),
+        "own": Pair(5),
+    }
     made["ensemble"] = Ensemble([made["mlp"], MLP([9], activation="GELU", batch_norm=True)])
     with torch.no_grad():  # statistics that change something
         for module in made[name].modules():
@@ -61,7 +66,7 @@ def run(folder: Path) -> Run:
     return fit(DigitClassifier(MLP([16])), UCIDigits(), name="a", **own)
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "own", "ensemble"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "fast_cnn", "own", "ensemble"])
 def test_each_format_gives_the_same_probabilities(name: str, folder: Path) -> None:
     net = network(name)
     wanted = net.eval()(torch.from_numpy(FLOATS)).softmax(dim=1).detach().numpy()

@@ -22,7 +22,7 @@ from mnist_lightning.export.keras import (
     write_keras,
 )
 from mnist_lightning.inference import classify
-from mnist_lightning.networks import CNN, MLP, Ensemble, Stack
+from mnist_lightning.networks import CNN, MLP, Ensemble, FastCNN, Stack
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation"
@@ -73,7 +73,7 @@ def answers(model: Any) -> NDArray[np.float32]:
     return np.asarray(model.predict(images, verbose=0))
 
 
-NETS = [MLP(), MLP([9, 8], 0, "GELU", True), MLP([], 0), CNN(4), Stack(MAPS)]
+NETS = [MLP(), MLP([9, 8], 0, "GELU", True), MLP([], 0), CNN(4), FastCNN(3), Stack(MAPS)]
 NETS += [MLP([9], 0, name) for name in ("LeakyReLU", "SiLU", "Tanh")]
 
 
@@ -245,7 +245,7 @@ ODD.layers.insert(1, nn.Softplus())
         ),
         (
             lambda: to_keras(nn.Linear(784, 10)),
-            "Linear cannot be a Keras model: MLP, CNN, Stack and",
+            "Linear cannot be a Keras model: MLP, CNN, FastCNN, Stack and",
         ),
         (lambda: to_keras(ODD), r"layer 2, Softplus\(.*\): has no counterpart in Keras"),
         (

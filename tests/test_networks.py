@@ -23,6 +23,7 @@ from mnist_lightning import (
     Augmentation,
     DigitClassifier,
     Ensemble,
+    FastCNN,
     Run,
     UCIDigits,
     fit,
@@ -35,7 +36,12 @@ from mnist_lightning.networks import TestTimeAugmentation
 
 BYTES, LABELS = UCIDigits().load("test")
 FLOATS = torch.from_numpy(BYTES).unsqueeze(1) / 255
-NETS: list[nn.Module] = [CNN(2, 0.1), MLP([8, 4], 0.0, "GELU", batch_norm=True), MLP([])]
+NETS: list[nn.Module] = [
+    CNN(2, 0.1),
+    FastCNN(2, 0.1),
+    MLP([8, 4], 0.0, "GELU", batch_norm=True),
+    MLP([]),
+]
 
 
 def train(net: nn.Module, log_dir: Path, augmentation: nn.Module | None = None) -> Run:
@@ -66,6 +72,8 @@ def test_parameters() -> None:
 REFUSED: dict[str, Any] = {
     "width must be at least 1, got 0": lambda: CNN(0),
     "dropout must be in [0, 1), got 1": lambda: CNN(dropout=1),
+    "width must be at least 1, got -1": lambda: FastCNN(-1),
+    "dropout must be in [0, 1), got 2": lambda: FastCNN(dropout=2),
     "hidden_sizes must each be at least 1, got [8, 0]": lambda: MLP([8, 0]),
     "an ensemble needs at least one network, got none": lambda: Ensemble([]),
     "the number of views (tta) must not be negative, got -1": (

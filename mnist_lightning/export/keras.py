@@ -79,8 +79,8 @@ def to_keras(net: nn.Module, logits: bool = False) -> Any:
     28, 28, 1)``.
 
     Args:
-        net: MLP, CNN, Stack or another network that calls its ``layers``, an ``nn.Sequential``; or
-            an Ensemble.
+        net: MLP, CNN, FastCNN, Stack or another network that calls its ``layers``, an
+            ``nn.Sequential``; or an Ensemble.
         logits: Whether the model gives logits ``(N, 10)`` instead of probabilities.
 
     Raises:
@@ -105,7 +105,7 @@ def _to_model(net: nn.Module, shape: tuple[int, ...], logits: bool) -> Any:
     if not isinstance(layers, nn.Sequential):
         raise InputError(
             f"{type(net).__name__} cannot be a Keras model: "
-            "MLP, CNN, Stack and, without logits, Ensemble can"
+            "MLP, CNN, FastCNN, Stack and, without logits, Ensemble can"
         )
     converted: list[Any] = []
     for number, layer in enumerate(layers, 1):
