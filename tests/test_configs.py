@@ -26,9 +26,8 @@ def test_a_config_gives_its_command_and_builds(path: Path) -> None:
         encoding="utf-8"
     )
     cli = FitCLI(["--config", str(path)])
-    assert type(cli.model.net).__name__ == (
-        "CNN" if path.stem.startswith(("cnn", "transfer")) else "MLP"
-    )
+    convolutional = {"cnn": "CNN", "cnn_fast": "FastCNN", "transfer_uci": "CNN"}
+    assert type(cli.model.net).__name__ == convolutional.get(path.stem, "MLP")
     assert cli.datamodule.val_fraction == 0.2
 
 
