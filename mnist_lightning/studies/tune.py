@@ -133,8 +133,10 @@ def tune(
     if config is None:
         config = config_text(arguments_of(next(corners(distributions))))
     if not check_folder(folder, distributions, config):
+        first = next(corners(distributions))
+        refuse_shared(arguments_of(first)["model"], arguments_of(first)["model"])
         for params in corners(distributions):
-            _check_arguments(arguments_of(params), arguments_of(params))
+            _check_arguments(arguments_of(params))
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     with lock:
@@ -177,10 +179,8 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _check_arguments(arguments: Arguments, again: Arguments) -> None:
-    """Refuse arguments that are not for a trial, and two trials that would share a network."""
+def _check_arguments(arguments: Arguments) -> None:
     check_new(arguments)
-    refuse_shared(arguments["model"], again["model"])
     refuse_seen_images(arguments)
     if not arguments["data"].val_fraction:
         raise InputError(

@@ -92,12 +92,13 @@ def write_study(study: Study, folder: Path, space: Mapping[str, BaseDistribution
     _write_trials(trials, folder, space)
     settings = zip(best.params, _settings(best), strict=True)
     found = ", ".join(f"{name} {value}" for name, value in settings)
-    command = f"python -m mnist_lightning fit --config {shlex.quote(str(folder / 'best.yaml'))}"
-    header = f"Trial {best.number} of the study {study.study_name}: validation {best.value:.2%}."
-    recipe = (folder / trial_folder(best.number) / "config.yaml").read_text(encoding="utf-8")
-    comment = f"# {header}\n#\n#   {command}\n#\n# Found: {found}\n"
     lead = f"Trial {best.number} is the best: {found}."
-    if read_json(folder / trial_folder(best.number) / "run.json").get("command"):  # it is whole
+    run_folder = folder / trial_folder(best.number)
+    if read_json(run_folder / "run.json").get("command"):  # its config.yaml repeats it
+        command = f"python -m mnist_lightning fit --config {shlex.quote(str(folder / 'best.yaml'))}"
+        header = f"Trial {best.number} of the study {study.study_name}: validation {best.value:.2%}"
+        comment = f"# {header}.\n#\n#   {command}\n#\n# Found: {found}\n"
+        recipe = (run_folder / "config.yaml").read_text(encoding="utf-8")
         write_atomic(folder / "best.yaml", comment + recipe)
         lead += f" To train with its settings: {command}"
     done = [each for each in trials if each.state in DONE]

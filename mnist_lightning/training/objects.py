@@ -46,7 +46,7 @@ def config_of_objects(
         value = getattr(model, name)
         if name not in settings and value is not defaults[name].default:
             made = _optimizer_settings(model) if name == "optimizer" else None
-            settings[name] = made or f"<{fingerprint(value)}>"
+            settings[name] = made or f"<{_fingerprint(value)}>"
     trainer_kwargs = plain(dict(trainer_kwargs))
     trainer = {name: value for name, value in trainer_kwargs.items() if is_plain(value)}
     data_settings = to_settings(data, lossy=True)
@@ -107,7 +107,7 @@ def callback_texts(callbacks: Sequence[Callback]) -> list[str]:
     return texts
 
 
-def fingerprint(function: Any) -> str:
+def _fingerprint(function: Any) -> str:
     """Return a text for a function that no parser accepts; another code has another text."""
     code = getattr(function, "__code__", None)
     if code is None:

@@ -18,10 +18,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from mnist_lightning.checkpoints import (
-    plain,
-    read_checkpoint,
-)
+from mnist_lightning.checkpoints import plain, read_checkpoint
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data.base import SPLIT_SETTINGS, DigitDataModule
 from mnist_lightning.errors import InputError
