@@ -25,7 +25,7 @@ from mnist_lightning.studies.train import train_seeds
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = ("mlp_32_16", "mlp_128", "kaggle", "default", "early_stopping", "fast")
-NAMES += ("cnn_fast", "cnn", "mlp_augmented", "mlp_distilled")
+NAMES += ("cnn_fast", "cnn_robust", "cnn", "mlp_augmented", "mlp_distilled")
 
 
 def test(run: Run) -> float:

@@ -26,7 +26,12 @@ def test_a_config_gives_its_command_and_builds(path: Path) -> None:
         encoding="utf-8"
     )
     cli = FitCLI(["--config", str(path)])
-    convolutional = {"cnn": "CNN", "cnn_fast": "FastCNN", "transfer_uci": "CNN"}
+    convolutional = {
+        "cnn": "CNN",
+        "cnn_fast": "FastCNN",
+        "cnn_robust": "FastCNN",
+        "transfer_uci": "CNN",
+    }
     assert type(cli.model.net).__name__ == convolutional.get(path.stem, "MLP")
     assert cli.datamodule.val_fraction == 0.2
 
