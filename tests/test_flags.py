@@ -85,6 +85,7 @@ EXPECTED: Values = {
 ALSO = {  # flags that the example needs beside it
     "describe output": ["--data", "UCIDigits"],
     "describe augmentation": ["--data", "UCIDigits"],
+    "predict single": ["--images", "photo.jpg"],
     "export quantize": ["--output", "x.onnx"],
     "compare split": [RUN, "lightning_logs/b"],
     "compare log_dir": [RUN],

@@ -63,7 +63,7 @@ def test_turned_page(angle: float) -> None:
     page = np.pad(page, 150, constant_values=255)
     matrix = cv2.getRotationMatrix2D((page.shape[1] / 2, page.shape[0] / 2), -angle, 1)
     turned = cv2.warpAffine(page, matrix, page.shape[::-1], borderValue=255)
-    inked = find_ink(turned)
+    inked = find_ink(255 - turned)
     assert inked is not None
     assert skew(inked[1]) == pytest.approx(angle + 3, abs=3)  # the digits of the page are not level
     transform = np.vstack([matrix, [0, 0, 1]])

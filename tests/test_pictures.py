@@ -534,10 +534,11 @@ def test_a_picture_is_read_once(
     calls = []
     for name in ("read_picture", "find_digits"):
         call = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda given, c=call: calls.append(c) or c(given))
+        monkeypatch.setattr(module, name, lambda *given, c=call: calls.append(c) or c(*given))
     monkeypatch.setattr(marks, "prepared", lambda ink: calls.append("prepared") or prepared(ink))
     write_digits(Path(), [save("7", "a.png")], net)
-    assert calls == [read_picture, find_digits, "prepared"]
+    # Prepared twice: as dark ink on light paper, and as the negative.
+    assert calls == [read_picture, find_digits, "prepared", "prepared"]
 
 
 def test_write_digits(net: nn.Module, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -622,7 +623,7 @@ def test_nothing_half_written(
     Path("pictures.csv").write_text("old")
     calls = iter(range(99))
 
-    def find(picture: np.ndarray) -> list:
+    def find(picture: np.ndarray, single: bool) -> list:
         if next(calls) == 3:
             raise error
         return find_digits(picture)

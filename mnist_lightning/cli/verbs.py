@@ -171,6 +171,10 @@ def _predict(words: Sequence[str]) -> int:
         words = ["--images", *words]
     run, trainer, own = load("predict", words)
     if own.images is None:
+        if own.single:
+            raise InputError(
+                "--single is for pictures; name them first: predict photo.jpg --single"
+            )
         run.predict(output=own.output, **trainer)
         written = ", ".join(map(str, run.written))
         say(f"Written: {written}" if written else "fast_dev_run: nothing was written")
@@ -183,7 +187,7 @@ def _predict(words: Sequence[str]) -> int:
     folder, files = check_writable(Path(own.output or run.folder)), picture_files(own.images)
     if not any(map(os.path.exists, files)):
         raise InputError(f"no such file: {files[0]}")
-    done = write_digits(folder, files, net)
+    done = write_digits(folder, files, net, single=own.single)
     shown = sorted((folder / FOLDER).glob("*.jpg"))[:10]
     if shown and own.output is None:
         pngs = {file.stem: file.read_bytes() for file in shown}

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_lightning.errors import InputError
-from mnist_lightning.pictures.ink import find_ink
-from mnist_lightning.pictures.marks import Mark, connected, cut_apart, detected, joined
+from mnist_lightning.pictures.ink import by_polarity, find_ink
+from mnist_lightning.pictures.marks import Mark, connected, cut_apart, detected, joined, lone_mark
 from mnist_lightning.pictures.paper import Transform, find_sheet, grey_levels, skew, turned
-from mnist_lightning.pictures.read import Pixels
+from mnist_lightning.pictures.read import MIN_CONTRAST, Pixels
 from mnist_lightning.pictures.ruled_lines import (
     SHORTEST,
     frames,
@@ -36,6 +36,13 @@ PER_DIGIT = 0.1  # cost: of two readings that are as likely, the one with fewer 
 PER_REJECT = 4.0  # cost: as much as a digit with a probability of 2%
 PER_CUT = 1.0  # cost: of a cut through as much ink as a digit is high
 PER_PIECE = 0.7  # cost of a piece that belongs to no digit
+PER_LOSS = 3.0  # cost of all the ink, if no digit has it
+LIKELY = 0.05  # the least probability of a lone digit that competes with a few digits
+FEW = 2  # digits
+NEAR = 0.2  # of the longer side of all ink, between the pieces of a digit that is alone
+ALONE, MOSTLY = 0.95, 0.8  # shares of the ink of a digit that is alone, or beside dirt
+GOOD = 0.85  # the mean probability of the digits of a page that is read once
+BETTER = 1.0  # digits that another reading must gain
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two exclusive
 
@@ -51,18 +58,20 @@ class Found(NamedTuple):
     size: float  # its height, as a share of the median of the picture's digits
 
 
-def find_digits(picture: Pixels) -> list[Found]:
+def find_digits(picture: Pixels, single: bool = False) -> list[Found]:
     """Find the digits of a picture in reading order, and prepare each as MNIST's were.
 
-    The function finds the sheet of paper and turns it upright, removes an uneven background, ruled
-    lines and frames, joins broken strokes and separates digits that touch. It crops each digit,
-    scales its longest side to 20 pixels, and puts its centre of mass at the centre of 28x28 (LeCun,
-    Cortes and Burges, http://yann.lecun.com/exdb/mnist/). A picture and its negative give the same
-    images.
+    Several readings compete, and the likeliest wins: all ink is one digit; or it is a page of
+    digits, dark on light or light on dark, in one of four positions. For a page, the function finds
+    the sheet of paper and turns it upright, removes an uneven background, ruled lines and frames,
+    joins broken strokes and separates digits that touch. It crops each digit, scales its longest
+    side to 20 pixels, and puts its centre of mass at the centre of 28x28 (LeCun, Cortes and Burges,
+    http://yann.lecun.com/exdb/mnist/). A picture and its negative give the same images.
 
     Args:
         picture: Grey ``(H, W)``, grey with alpha ``(H, W, 2)``, RGB ``(H, W, 3)`` or RGBA ``(H, W,
-            4)``, turned by 30 degrees at most.
+            4)``.
+        single: Whether it is known that all ink is one digit.
 
     Returns:
         One entry per digit; an empty list for an empty page.
@@ -84,26 +93,87 @@ def find_digits(picture: Pixels) -> list[Found]:
         grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
     to_picture = np.diag([width / grey.shape[1], height / grey.shape[0], 1])
     page, to_grey = find_sheet(grey)
-    inked = find_ink(page)
-    if inked is None:
-        return []
-    ink, mask = inked
-    angle = skew(mask)
-    if angle:
-        ink, mask, to_page = turned(ink, mask, angle)
-        to_grey = to_grey @ to_page
-    lines = _lines_of_digits(ink, mask)
-    digits = [mark for line in lines for mark in line]
+    reading = _likeliest(page, single)
+    transform = to_picture @ to_grey @ reading.to_page
+    digits = [mark for line in reading.lines for mark in line]
     if len(digits) > MAX_DIGITS:
         raise InputError(f"expected at most {MAX_DIGITS} digits, found {len(digits):,}")
     usual = np.median([mark.height for mark in digits] or [1])
     found = []
-    for line, marks in enumerate(lines, 1):
+    for line, marks in enumerate(reading.lines, 1):
         for mark, number in zip(marks, _numbers(marks), strict=True):
-            box = _box(mark, to_picture @ to_grey, width, height)
+            box = _box(mark, transform, width, height)
             share = float(mark.height / usual)
             found.append(Found(mark.image, mark.probabilities, box, line, number, share))
     return found
+
+
+class _Reading(NamedTuple):
+    """One way to read a page."""
+
+    lines: list[list[Mark]]  # the digits of each line
+    cost: float  # how unlikely it is, beside other readings of the same ink
+    to_page: Transform = np.eye(3)
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """Of each digit, that it is one."""
+        return np.array([mark.probability for line in self.lines for mark in line])
+
+    @property
+    def is_good(self) -> bool:
+        """Return whether the detector is sure of the digits, on average."""
+        return bool(len(self.probabilities)) and float(self.probabilities.mean()) >= GOOD
+
+    @property
+    def worth(self) -> float:
+        """Return how many more digits are right than wrong, as the detector expects."""
+        return float((2 * self.probabilities - 1).sum())
+
+
+def _likeliest(page: Pixels, single: bool) -> _Reading:
+    """Return the likeliest reading of a page."""
+    if np.ptp(page) < MIN_CONTRAST:
+        return _Reading([], 0)
+    lighter, darker = by_polarity(page)
+    lone = [lone_mark(lighter, NEAR), lone_mark(darker, NEAR)]
+    detected([mark for mark, _ in lone])
+    mark, share = max(lone, key=lambda each: each[0].probability)
+    as_one = _Reading([[mark]], cost_of(mark) + PER_LOSS * (1 - share))
+    if single or (mark.probability >= SURE and share >= ALONE):
+        return as_one
+    best = _read(lighter)
+    if not best.is_good:
+        others = [_read(darker), *(_read(lighter, quarters) for quarters in (1, 2, 3))]
+        likeliest = max(others, key=lambda reading: reading.worth)
+        if likeliest.is_good and likeliest.worth > best.worth + BETTER:
+            best = likeliest
+    is_few = len(best.probabilities) <= FEW
+    is_likely = share >= MOSTLY and mark.probability >= (LIKELY if is_few else 0.5)
+    return as_one if is_likely and as_one.cost <= best.cost else best
+
+
+def cost_of(digit: Mark) -> float:
+    """Return what a digit costs in a reading."""
+    return PER_DIGIT - math.log(digit.probability + 1e-6)
+
+
+def _read(page: Pixels, quarters: int = 0) -> _Reading:
+    """Read a page whose ink is lighter than its paper, turned to the left by quarters."""
+    to_page = np.eye(3)
+    for _ in range(quarters):
+        to_page = to_page @ np.array([[0, -1, page.shape[1]], [1, 0, 0], [0, 0, 1]])
+        page = np.rot90(page)
+    inked = find_ink(np.ascontiguousarray(page))
+    if inked is None:
+        return _Reading([], 0, to_page)
+    ink, mask = inked
+    angle = skew(mask)
+    if angle:
+        ink, mask, to_turned = turned(ink, mask, angle)
+        to_page = to_page @ to_turned
+    lines, cost = _lines_of_digits(ink, mask)
+    return _Reading(lines, cost, to_page)
 
 
 def _box(mark: Mark, transform: Transform, width: int, height: int) -> Box:
@@ -125,8 +195,8 @@ def _numbers(line: Sequence[Mark]) -> list[int]:
     return numbers
 
 
-def _lines_of_digits(ink: Pixels, mask: Pixels) -> list[list[Mark]]:
-    """Return the digits of each line of a page, in reading order.
+def _lines_of_digits(ink: Pixels, mask: Pixels) -> tuple[list[list[Mark]], float]:
+    """Return the digits of each line of a page, in reading order, and what this reading costs.
 
     Args:
         ink: How strongly each pixel is inked ``(H, W)``, 0-255.
@@ -134,17 +204,28 @@ def _lines_of_digits(ink: Pixels, mask: Pixels) -> list[list[Mark]]:
     """
     height, width = ink.shape
     marks = detected(connected(ink, mask, least=max(3, max(height, width) // 160)))
-    if len(marks) == 1 and marks[0].probability >= SURE:
-        return [list(marks)]
-    marks = _without_ruled_lines(marks, (height, width))
     if not marks:
-        return []
+        return [], 0
+    only = marks[0] if len(marks) == 1 else None
+    if only and only.probability >= SURE:
+        return [[only]], cost_of(only)
+    total = sum(mark.area for mark in marks)
+    marks = _without_ruled_lines(marks, (height, width))
     usual = _usual_height(marks)
     if any(mark.probability >= 0.5 for mark in marks):
         marks = [mark for mark in marks if not _is_cut_off(mark, (height, width), usual)]
     marks = [mark for mark in marks if max(mark.height, mark.width) >= SPECK * usual]
-    lines = [_digits_of(line, usual) for line in _grouped(marks, usual)]
-    return [digits for digits in lines if digits]
+    lines, cost = [], 0.0
+    for line in _grouped(marks, usual):
+        digits, line_cost = _digits_of(line, usual)
+        cost += line_cost
+        if digits:
+            lines.append(digits)
+    read = sum(mark.area for digits in lines for mark in digits)
+    cost += PER_LOSS * max(0, 1 - read / total)
+    if only and only.probability >= LIKELY and cost_of(only) <= cost:
+        return [[only]], cost_of(only)  # a mark that is alone stays whole
+    return lines, cost
 
 
 def _without_ruled_lines(marks: Sequence[Mark], page: tuple[int, int]) -> list[Mark]:
@@ -202,8 +283,12 @@ def _grouped(marks: Sequence[Mark], usual: float) -> list[list[Mark]]:
     return [sorted(line, key=lambda mark: mark.middle[0]) for line in lines]
 
 
-def _digits_of(line: Sequence[Mark], usual: float) -> list[Mark]:
-    """Choose how the marks of a line make digits, so that these are the likeliest together."""
+def _digits_of(line: Sequence[Mark], usual: float) -> tuple[list[Mark], float]:
+    """Choose how the marks of a line make digits, so that these are the likeliest together.
+
+    Returns:
+        The digits, and what this choice costs.
+    """
     pieces: list[Mark] = []
     losses: list[float] = []  # the cost of each piece if it belongs to no digit
     for mark in line:
@@ -220,12 +305,12 @@ def _digits_of(line: Sequence[Mark], usual: float) -> list[Mark]:
         if mark.height < max(PIECE * usual, 0.4 * mark.width):
             cost += sum(losses[start:stop])
         else:
-            surprise = min(PER_REJECT, -math.log(mark.probability + 1e-6))
-            cost += PER_DIGIT + surprise + PER_CUT * pieces[start].cut
+            cost += min(PER_REJECT + PER_DIGIT, cost_of(mark)) + PER_CUT * pieces[start].cut
             digits = [*digits, mark]
         if cost < best[stop][0]:
             best[stop] = cost, digits
-    return best[-1][1]
+    cost, digits = best[-1]
+    return digits, cost
 
 
 def _groups(pieces: Sequence[Mark], usual: float) -> list[tuple[int, int]]:

@@ -15,17 +15,27 @@ STRONG = 0.9  # the quantile of the ink that counts as full ink
 EDGE = 0.2  # of the ink's strength, where a stroke's anti-aliased edge ends
 
 
-def find_ink(grey: Pixels) -> tuple[Pixels, Pixels] | None:
+def by_polarity(grey: Pixels) -> tuple[Pixels, Pixels]:
+    """Return a picture and its negative; first the one whose ink seems to be the lighter part.
+
+    In large pictures both are without the sensor's noise, which is finer than a stroke.
+    """
+    pair = grey, cv2.bitwise_not(grey)
+    lighter, darker = pair if _is_light_on_dark(grey) else pair[::-1]
+    if min(grey.shape) >= 64:
+        return cv2.GaussianBlur(lighter, (3, 3), 0), cv2.GaussianBlur(darker, (3, 3), 0)
+    return lighter, darker
+
+
+def find_ink(work: Pixels) -> tuple[Pixels, Pixels] | None:
     """Return how strongly each pixel is inked.
+
+    Args:
+        work: A page ``(H, W)`` whose ink is lighter than its paper.
 
     Returns:
         The ink ``(H, W)``, 0-255, and its mask ``(H, W)``, 0 or 1; None for an empty page.
     """
-    if np.ptp(grey) < MIN_CONTRAST:
-        return None
-    work = grey if _is_light_on_dark(grey) else cv2.bitwise_not(grey)
-    if min(work.shape) >= 64:
-        work = cv2.GaussianBlur(work, (3, 3), 0)  # sensor noise; a stroke is wider
     ink = _without_ground(work)
 
     otsu = int(cv2.threshold(ink, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[0])

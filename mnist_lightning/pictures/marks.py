@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_lightning.pictures.detector import NO_DIGIT, SIDE, detect, prepared
+from mnist_lightning.pictures.ink import EDGE
 from mnist_lightning.pictures.read import Pixels
 
 MAX_MARKS = 2_000  # a texture has more
@@ -33,6 +34,11 @@ class Mark:
     def probability(self) -> float:
         """Of the likeliest digit."""
         return float(self.probabilities[:NO_DIGIT].max())
+
+    @property
+    def area(self) -> int:
+        """How many pixels have ink."""
+        return cv2.countNonZero(self.ink)
 
     @cached_property
     def mask(self) -> Pixels:
@@ -77,6 +83,28 @@ def connected(ink: Pixels, mask: Pixels, left: int = 0, top: int = 0, least: int
         own = labels[y : y + height, x : x + width] == label
         marks.append(Mark(left + x, top + y, ink[y : y + height, x : x + width] * own))
     return marks
+
+
+def lone_mark(work: Pixels, gap: float) -> tuple[Mark, float]:
+    """Return the largest mark of a picture, with the pieces near it, and its share of the ink.
+
+    Ink is what is lighter than Otsu's threshold, with its soft edges.
+
+    Args:
+        work: A picture ``(H, W)`` with more than one grey.
+        gap: To the next piece, at most, as a share of the longer side of all ink.
+    """
+    mask = cv2.threshold(work, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1]
+    reach = 1 + round(gap * max(cv2.boundingRect(mask)[2:]))
+    near = cv2.dilate(mask, np.ones((reach, reach), np.uint8))
+    labels = cv2.connectedComponents(near)[1]  # (H, W), 0 where there is nothing
+    inked = np.bincount(labels[mask == 1])
+    largest = int(inked.argmax())
+    edges = cv2.dilate(mask, np.ones((3, 3), np.uint8)) * (labels == largest).astype(np.uint8)
+    darkest, lightest = int(work.min()), int(cv2.minMaxLoc(work, mask=edges)[1])
+    ink = cv2.convertScaleAbs(cv2.subtract(work, darkest) * edges, alpha=255 / (lightest - darkest))
+    mark = _tight(Mark(0, 0, cv2.threshold(ink, EDGE * 255, 255, cv2.THRESH_TOZERO)[1]))
+    return mark, float(inked[largest] / inked.sum())
 
 
 def detected(marks: Sequence[Mark]) -> Sequence[Mark]:

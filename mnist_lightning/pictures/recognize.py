@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -96,10 +97,12 @@ class Reading(list[Digit]):
 
 
 @overload
-def recognize(net: nn.Module, pictures: Picture) -> Reading: ...  # type: ignore[overload-overlap]  # str
+def recognize(net: nn.Module, pictures: Picture, single: bool = ...) -> Reading: ...  # type: ignore[overload-overlap]  # str
 @overload
-def recognize(net: nn.Module, pictures: Sequence[Picture]) -> list[Reading]: ...
-def recognize(net: nn.Module, pictures: Picture | Sequence[Picture]) -> Reading | list[Reading]:
+def recognize(net: nn.Module, pictures: Sequence[Picture], single: bool = ...) -> list[Reading]: ...
+def recognize(
+    net: nn.Module, pictures: Picture | Sequence[Picture], single: bool = False
+) -> Reading | list[Reading]:
     """Find and classify the digits of one picture or of several.
 
     Args:
@@ -107,6 +110,7 @@ def recognize(net: nn.Module, pictures: Picture | Sequence[Picture]) -> Reading 
             floating dtype. It is in evaluation mode during the call.
         pictures: A picture, or a list of them: a file, or a uint8 array, grey ``(H, W)``, grey with
             alpha ``(H, W, 2)``, RGB ``(H, W, 3)`` or RGBA ``(H, W, 4)``.
+        single: Whether each picture is known to be one digit.
 
     Returns:
         The digits of the picture in reading order, none for an empty page, and their ``text``; for
@@ -116,14 +120,14 @@ def recognize(net: nn.Module, pictures: Picture | Sequence[Picture]) -> Reading 
         InputError: If a picture cannot be read; the message names its file.
     """
     if isinstance(pictures, str | Path | np.ndarray):
-        return recognize(net, [pictures])[0]
+        return recognize(net, [pictures], single)[0]
     found = []
     for picture in pictures:
         if isinstance(picture, np.ndarray):
-            found.append(find_digits(picture))
+            found.append(find_digits(picture, single))
             continue
         try:
-            found.append(find_digits(read_picture(picture)))
+            found.append(find_digits(read_picture(picture), single))
         except InputError as error:
             raise InputError(f"cannot read {picture}: {error}") from error
     return readings(found, classify(net, images_of(found)))
@@ -173,7 +177,7 @@ class FileFound(NamedTuple):
 
 
 def recognize_files(
-    net: nn.Module, files: Sequence[str], copies: int = 0
+    net: nn.Module, files: Sequence[str], copies: int = 0, single: bool = False
 ) -> Iterator[tuple[str, Reading | str, Copy | None]]:
     """Find and classify the digits of many files.
 
@@ -184,6 +188,7 @@ def recognize_files(
         net: As for ``recognize``.
         files: Paths of pictures.
         copies: Of how many files, from the first, a copy is wanted.
+        single: Whether each picture is known to be one digit.
 
     Yields:
         Each file in order; its digits, or the reason why it has none; and its copy, if one is
@@ -201,7 +206,11 @@ def recognize_files(
     }
     with_copies = [(names, True) for names in _batches(files[:copies], COPIES_AT_ONCE)]
     batches = with_copies + [(names, False) for names in _batches(files[copies:], AT_ONCE)]
-    loader: DataLoader[Any] = DataLoader(batches, collate_fn=_find_in_files, **settings)  # type: ignore[arg-type]
+    loader: DataLoader[Any] = DataLoader(
+        batches,  # type: ignore[arg-type]
+        collate_fn=partial(_find_in_files, single),
+        **settings,
+    )
     threads = cv2.getNumThreads()
     if workers:  # a process forked while OpenCV has threads waits for them forever
         cv2.setNumThreads(1)
@@ -218,15 +227,15 @@ def _batches(files: Sequence[str], size: int) -> list[Sequence[str]]:
     return [files[start : start + size] for start in range(0, len(files), size)]
 
 
-def _find_in_files(batch: tuple[Sequence[str], bool]) -> list[FileFound]:
+def _find_in_files(single: bool, batch: tuple[Sequence[str], bool]) -> list[FileFound]:
     files, keeps_copies = batch
-    return [_find_in_file(file, keeps_copies) for file in files]
+    return [_find_in_file(file, keeps_copies, single) for file in files]
 
 
-def _find_in_file(file: str, keeps_copy: bool) -> FileFound:
+def _find_in_file(file: str, keeps_copy: bool, single: bool) -> FileFound:
     try:
         picture = read_picture(file)
-        digits = find_digits(picture)
+        digits = find_digits(picture, single)
     except InputError as error:
         return FileFound([], str(error))
     if not digits:

@@ -40,7 +40,9 @@ class Written(NamedTuple):
     written: list[Path]
 
 
-def write_digits(folder: Path, files: Sequence[str], net: nn.Module) -> Written:
+def write_digits(
+    folder: Path, files: Sequence[str], net: nn.Module, single: bool = False
+) -> Written:
     """Print and write the digits of picture files, as they come.
 
     ``pictures.csv`` has a row for each digit, and for each file without one and why. ``pictures/``
@@ -51,6 +53,7 @@ def write_digits(folder: Path, files: Sequence[str], net: nn.Module) -> Written:
         folder: The folder to write to; on an exception its tables stay as they were.
         files: Paths of pictures.
         net: As for ``recognize``.
+        single: Whether each picture is known to be one digit.
     """
     digits = doubtful = failures = cards = 0
     copies: dict[str, bytes] = {}
@@ -64,7 +67,7 @@ def write_digits(folder: Path, files: Sequence[str], net: nn.Module) -> Written:
         table = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
         table.writeheader()
         _print(f"{'file':<{width}}  line  confidence  digits")
-        for name, found, copy in recognize_files(net, files, COPIES):
+        for name, found, copy in recognize_files(net, files, COPIES, single):
             start = f"{printable(name):<{width}}"
             if isinstance(found, str):
                 failures += 1

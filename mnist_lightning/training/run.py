@@ -199,12 +199,12 @@ class Run:
             self.written = write_predictions(folder, predictions, self.data, name)
         return predictions
 
-    def recognize(self, pictures: Any) -> Any:
+    def recognize(self, pictures: Any, single: bool = False) -> Any:
         """Find and classify the digits in pictures, as ``mnist_lightning.recognize`` does."""
         # Here, since OpenCV takes a while to import.
         from mnist_lightning.pictures.recognize import recognize
 
-        return recognize(self.model.net, pictures)
+        return recognize(self.model.net, pictures, single)
 
     def export(
         self, path: str | Path, *, logits: bool = False, quantize: bool = False
