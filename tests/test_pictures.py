@@ -537,8 +537,7 @@ def test_a_picture_is_read_once(
         monkeypatch.setattr(module, name, lambda *given, c=call: calls.append(c) or c(*given))
     monkeypatch.setattr(marks, "prepared", lambda ink: calls.append("prepared") or prepared(ink))
     write_digits(Path(), [save("7", "a.png")], net)
-    # Prepared twice: as dark ink on light paper, and as the negative.
-    assert calls == [read_picture, find_digits, "prepared", "prepared"]
+    assert calls == [read_picture, find_digits, "prepared"]
 
 
 def test_write_digits(net: nn.Module, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,21 +136,26 @@ def _likeliest(page: Pixels, single: bool) -> _Reading:
     if np.ptp(page) < MIN_CONTRAST:
         return _Reading([], 0)
     lighter, darker = by_polarity(page)
-    lone = [lone_mark(lighter, NEAR), lone_mark(darker, NEAR)]
-    detected([mark for mark, _ in lone])
+    lone = []
+    for work in (lighter, darker):
+        mark, share = lone_mark(work, NEAR)
+        if detected([mark])[0].probability >= SURE and share >= ALONE and not single:
+            return _Reading([[mark]], cost_of(mark))
+        lone.append((mark, share))
     mark, share = max(lone, key=lambda each: each[0].probability)
     as_one = _Reading([[mark]], cost_of(mark) + PER_LOSS * (1 - share))
-    if single or (mark.probability >= SURE and share >= ALONE):
+    if single:
         return as_one
     best = _read(lighter)
-    if not best.is_good:
+    is_one = share >= MOSTLY and mark.probability >= 0.5
+    if not best.is_good and not is_one:
         others = [_read(darker), *(_read(lighter, quarters) for quarters in (1, 2, 3))]
         likeliest = max(others, key=lambda reading: reading.worth)
         if likeliest.is_good and likeliest.worth > best.worth + BETTER:
             best = likeliest
     is_few = len(best.probabilities) <= FEW
-    is_likely = share >= MOSTLY and mark.probability >= (LIKELY if is_few else 0.5)
-    return as_one if is_likely and as_one.cost <= best.cost else best
+    may_be_one = is_one or (is_few and share >= MOSTLY and mark.probability >= LIKELY)
+    return as_one if may_be_one and as_one.cost <= best.cost else best
 
 
 def cost_of(digit: Mark) -> float:
