@@ -228,7 +228,8 @@ def _lines_of_digits(ink: Pixels, mask: Pixels) -> tuple[list[list[Mark]], float
             lines.append(digits)
     read = sum(mark.area for digits in lines for mark in digits)
     cost += PER_LOSS * max(0, 1 - read / total)
-    if only and only.probability >= LIKELY and cost_of(only) <= cost:
+    is_few = sum(map(len, lines)) <= FEW  # more digits may hang together by a grid
+    if only and is_few and only.probability >= LIKELY and cost_of(only) <= cost:
         return [[only]], cost_of(only)  # a mark that is alone stays whole
     return lines, cost
 
