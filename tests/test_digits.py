@@ -275,7 +275,7 @@ def test_other_arrays_are_refused(shape: tuple[int, ...], dtype: str) -> None:
 def test_many_marks() -> None:
     def marks(rows: int, columns: int) -> np.ndarray:
         cell = np.zeros((32, 32), np.uint8)
-        cell[:20, 4:8] = 255
+        cell[:20, :10] = 255
         return np.pad(np.tile(cell, (rows, columns)), 4)
 
     assert len(find_digits(marks(20, 25))) == MAX_DIGITS

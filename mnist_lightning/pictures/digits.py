@@ -38,7 +38,7 @@ PER_CUT = 1.0  # cost: of a cut through as much ink as a digit is high
 PER_PIECE = 0.7  # cost of a piece that belongs to no digit
 PER_LOSS = 3.0  # cost of all the ink, if no digit has it
 LIKELY = 0.05  # the least probability of a lone digit that competes with a few digits
-FEW = 2  # digits
+FEW = 2  # digits of a page that may be one digit after all
 NEAR = 0.2  # of the longer side of all ink, between the pieces of a digit that is alone
 ALONE, MOSTLY = 0.95, 0.8  # shares of the ink of a digit that is alone, or beside dirt
 GOOD = 0.85  # the mean probability of the digits of a page that is read once
@@ -70,7 +70,7 @@ def find_digits(picture: Pixels, single: bool = False) -> list[Found]:
 
     Args:
         picture: Grey ``(H, W)``, grey with alpha ``(H, W, 2)``, RGB ``(H, W, 3)`` or RGBA ``(H, W,
-            4)``.
+            4)``, turned by 30 degrees at most from one of the four positions.
         single: Whether it is known that all ink is one digit.
 
     Returns:
@@ -140,10 +140,10 @@ def _likeliest(page: Pixels, single: bool) -> _Reading:
     for work in (lighter, darker):
         mark, share = lone_mark(work, NEAR)
         if detected([mark])[0].probability >= SURE and share >= ALONE and not single:
-            return _Reading([[mark]], cost_of(mark))
+            return _Reading([[mark]], _cost_of(mark))
         lone.append((mark, share))
     mark, share = max(lone, key=lambda each: each[0].probability)
-    as_one = _Reading([[mark]], cost_of(mark) + PER_LOSS * (1 - share))
+    as_one = _Reading([[mark]], _cost_of(mark) + PER_LOSS * (1 - share))
     if single:
         return as_one
     best = _read(lighter)
@@ -153,12 +153,12 @@ def _likeliest(page: Pixels, single: bool) -> _Reading:
         likeliest = max(others, key=lambda reading: reading.worth)
         if likeliest.is_good and likeliest.worth > best.worth + BETTER:
             best = likeliest
-    is_few = len(best.probabilities) <= FEW
-    may_be_one = is_one or (is_few and share >= MOSTLY and mark.probability >= LIKELY)
+    least = LIKELY if len(best.probabilities) <= FEW else 0.5
+    may_be_one = share >= MOSTLY and mark.probability >= least
     return as_one if may_be_one and as_one.cost <= best.cost else best
 
 
-def cost_of(digit: Mark) -> float:
+def _cost_of(digit: Mark) -> float:
     """Return what a digit costs in a reading."""
     return PER_DIGIT - math.log(digit.probability + 1e-6)
 
@@ -213,7 +213,7 @@ def _lines_of_digits(ink: Pixels, mask: Pixels) -> tuple[list[list[Mark]], float
         return [], 0
     only = marks[0] if len(marks) == 1 else None
     if only and only.probability >= SURE:
-        return [[only]], cost_of(only)
+        return [[only]], _cost_of(only)
     total = sum(mark.area for mark in marks)
     marks = _without_ruled_lines(marks, (height, width))
     usual = _usual_height(marks)
@@ -229,8 +229,8 @@ def _lines_of_digits(ink: Pixels, mask: Pixels) -> tuple[list[list[Mark]], float
     read = sum(mark.area for digits in lines for mark in digits)
     cost += PER_LOSS * max(0, 1 - read / total)
     is_few = sum(map(len, lines)) <= FEW  # more digits may hang together by a grid
-    if only and is_few and only.probability >= LIKELY and cost_of(only) <= cost:
-        return [[only]], cost_of(only)  # a mark that is alone stays whole
+    if only and is_few and only.probability >= LIKELY and _cost_of(only) <= cost:
+        return [[only]], _cost_of(only)  # a mark that is alone stays whole
     return lines, cost
 
 
@@ -311,7 +311,7 @@ def _digits_of(line: Sequence[Mark], usual: float) -> tuple[list[Mark], float]:
         if mark.height < max(PIECE * usual, 0.4 * mark.width):
             cost += sum(losses[start:stop])
         else:
-            cost += min(PER_REJECT + PER_DIGIT, cost_of(mark)) + PER_CUT * pieces[start].cut
+            cost += min(PER_REJECT + PER_DIGIT, _cost_of(mark)) + PER_CUT * pieces[start].cut
             digits = [*digits, mark]
         if cost < best[stop][0]:
             best[stop] = cost, digits
