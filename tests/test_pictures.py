@@ -460,9 +460,10 @@ def test_recognize(net: nn.Module, folder: Path) -> None:
                 .eval()(torch.from_numpy(image.pixels)[None, None] / 255)
                 .softmax(1)[0]
             )
-        assert (digit.digit, digit.box) == (int(expected.argmax()), image.box)
+        both = expected.numpy() + image.probabilities[:10]
+        assert (digit.digit, digit.box) == (int(both.argmax()), image.box)
         np.testing.assert_allclose(digit.probabilities, expected, rtol=1e-4)
-        assert digit.confidence == digit.probabilities.max()
+        assert digit.confidence == digit.probabilities[digit.digit]
         np.testing.assert_array_equal(digit.pixels, image.pixels)
     lists = recognize(net, [row("27"), Path(path), np.full((50, 50), 255, np.uint8)])
     assert [len(each) for each in lists] == [2, 3, 0]
@@ -563,13 +564,13 @@ def test_write_digits(net: nn.Module, folder: Path, capsys: pytest.CaptureFixtur
     assert rows.pop() == ["missing.png", *[""] * 22, "no such file"]
     expected = [(files[0], first, first[0]), *((files[1], second, digit) for digit in second)]
     for cells, (name, reading, digit) in zip(rows, expected, strict=True):
-        runner_up = int(np.argsort(-digit.probabilities)[1])
+        runner_up = max(set(range(10)) - {digit.digit}, key=digit.probabilities.__getitem__)
         answer = str(digit.digit), str(int(digit.certain)), str(runner_up)
         assert (*cells[:6], cells[7]) == (name, "1", str(digit.number), reading.text, *answer)
         assert tuple(map(int, cells[9:13])) == digit.box
         shares = cells[13:23]
         np.testing.assert_allclose(np.array(shares, np.float32), digit.probabilities, rtol=1e-4)
-        assert (cells[6], cells[8], cells[23]) == (max(shares, key=float), shares[runner_up], "")
+        assert (cells[6], cells[8], cells[23]) == (shares[digit.digit], shares[runner_up], "")
     html = page.read_text()
     images = [base64.b64decode(png) for png in re.findall(r"image/png;base64,([^\"]*)", html)]
     for image, digit in zip(images, digits, strict=True):
@@ -600,9 +601,22 @@ def test_doubt(confidence: float, second: int, size: float, certain: bool) -> No
     """The network is unsure, the detector sees no digit or another one, or the size is odd."""
     row = np.full((1, 10), (1 - confidence) / 9, np.float32)
     row[0, 7] = confidence
-    found = Found(IMAGE, np.eye(11, dtype=np.float32)[second], (0, 0, 1, 1), 1, 1, size)
-    (reading,) = readings([[found]], row)
+    opinion = np.zeros(11, np.float32)
+    opinion[second] = 0.6
+    (reading,) = readings([[Found(IMAGE, opinion, (0, 0, 1, 1), 1, 1, size)]], row)
     assert reading.text == ("7" if certain else "7?")
+
+
+@pytest.mark.parametrize(("confidence", "opinion", "text"), [(0.9, 0.7, "7?"), (0.6, 0.7, "1?")])
+def test_the_surer_of_two_is_believed(confidence: float, opinion: float, text: str) -> None:
+    """The network says 7, the detector 1; the table has the network's probabilities."""
+    row = np.full((1, 10), (1 - confidence) / 9, np.float32)
+    row[0, 7] = confidence
+    second = np.eye(11, dtype=np.float32)[1] * opinion
+    (reading,) = readings([[Found(IMAGE, second, (0, 0, 1, 1), 1, 1, 1)]], row)
+    assert reading.text == text
+    assert reading[0].confidence == row[0, int(text[0])]
+    np.testing.assert_array_equal(reading[0].probabilities, row[0])
 
 
 def test_text() -> None:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_lightning.errors import InputError
+from mnist_lightning.pictures.detector import NO_DIGIT
 from mnist_lightning.pictures.ink import by_polarity, find_ink
 from mnist_lightning.pictures.marks import Mark, connected, cut_apart, detected, joined, lone_mark
-from mnist_lightning.pictures.paper import Transform, find_sheet, grey_levels, skew, turned
+from mnist_lightning.pictures.paper import PHOTOGRAPH, Transform, find_sheet, grey_levels, skew, turned
 from mnist_lightning.pictures.read import MIN_CONTRAST, Pixels
 from mnist_lightning.pictures.ruled_lines import (
     SHORTEST,
@@ -30,6 +31,7 @@ SPECK = 0.15  # of the digits' height: a smaller mark is dirt
 PIECE = 0.4  # of the digits' height: a lower mark may be a piece of a digit, and is none of its own
 BODY = 0.65  # of the digits' height: a lower mark begins no line
 GAP = 0.3  # of the digits' height, between the pieces of a digit
+PLACE_WIDTH = 0.5  # of the digits' height: the least room that a digit takes
 NUMBER_GAP = 0.6  # of the digits' height: a wider gap begins a new number
 MOST_PIECES = 10  # of a digit
 PER_DIGIT = 0.1  # cost: of two readings that are as likely, the one with fewer digits
@@ -42,7 +44,9 @@ FEW = 2  # digits of a page that may be one digit after all
 NEAR = 0.2  # of the longer side of all ink, between the pieces of a digit that is alone
 ALONE, MOSTLY = 0.95, 0.8  # shares of the ink of a digit that is alone, or beside dirt
 GOOD = 0.85  # the mean probability of the digits of a page that is read once
-BETTER = 1.0  # digits that another reading must gain
+CHEAP = 0.5  # the cost of each digit of such a page
+BETTER = 1.0  # digits that another reading must gain, if the detector is sure of its digits
+MUCH_BETTER = 3.0  # the same if it is not
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two exclusive
 
@@ -122,13 +126,21 @@ class _Reading(NamedTuple):
 
     @property
     def is_good(self) -> bool:
-        """Return whether the detector is sure of the digits, on average."""
-        return bool(len(self.probabilities)) and float(self.probabilities.mean()) >= GOOD
+        """Return whether it explains the ink by digits that the detector is sure of."""
+        digits = self.probabilities
+        is_cheap = self.cost <= CHEAP * len(digits)
+        return bool(len(digits)) and is_cheap and float(digits.mean()) >= GOOD
 
     @property
     def worth(self) -> float:
-        """Return how many more digits are right than wrong, as the detector expects."""
-        return float((2 * self.probabilities - 1).sum())
+        """Return how many more digits are right than wrong, as the detector expects.
+
+        1s do not count: every bar looks like one.
+        """
+        marks = [mark for line in self.lines for mark in line]
+        return sum(
+            2 * mark.probability - 1 for mark in marks if mark.probabilities[:NO_DIGIT].argmax() != 1
+        )
 
 
 def _likeliest(page: Pixels, single: bool) -> _Reading:
@@ -141,19 +153,26 @@ def _likeliest(page: Pixels, single: bool) -> _Reading:
         mark, share = lone_mark(work, NEAR)
         if detected([mark])[0].probability >= SURE and share >= ALONE and not single:
             return _Reading([[mark]], _cost_of(mark))
-        lone.append((mark, share))
-    mark, share = max(lone, key=lambda each: each[0].probability)
-    as_one = _Reading([[mark]], _cost_of(mark) + PER_LOSS * (1 - share))
+        lone.append((_Reading([[mark]], _cost_of(mark) + PER_LOSS * (1 - share)), share))
+    as_one, share = min(lone, key=lambda each: each[0].cost)
+    mark = as_one.lines[0][0]
     if single:
         return as_one
     best = _read(lighter)
     is_one = share >= MOSTLY and mark.probability >= 0.5
     if not best.is_good and not is_one:
-        others = [_read(darker), *(_read(lighter, quarters) for quarters in (1, 2, 3))]
+        photographs = (lighter, darker) if min(page.shape) >= PHOTOGRAPH else ()
+        others = [
+            _read(darker),
+            *(_read(lighter, quarters) for quarters in (1, 2, 3)),
+            *(_read(work, pen_only=True) for work in photographs),
+        ]
         likeliest = max(others, key=lambda reading: reading.worth)
-        if likeliest.is_good and likeliest.worth > best.worth + BETTER:
+        gain = likeliest.worth - max(best.worth, 0)
+        if gain > (BETTER if likeliest.is_good else MUCH_BETTER):
             best = likeliest
-    least = LIKELY if len(best.probabilities) <= FEW else 0.5
+    is_clear = as_one is lone[0][0] and len(best.probabilities) <= FEW
+    least = LIKELY if is_clear else 0.5
     may_be_one = share >= MOSTLY and mark.probability >= least
     return as_one if may_be_one and as_one.cost <= best.cost else best
 
@@ -163,13 +182,13 @@ def _cost_of(digit: Mark) -> float:
     return PER_DIGIT - math.log(digit.probability + 1e-6)
 
 
-def _read(page: Pixels, quarters: int = 0) -> _Reading:
+def _read(page: Pixels, quarters: int = 0, pen_only: bool = False) -> _Reading:
     """Read a page whose ink is lighter than its paper, turned to the left by quarters."""
     to_page = np.eye(3)
     for _ in range(quarters):
         to_page = to_page @ np.array([[0, -1, page.shape[1]], [1, 0, 0], [0, 0, 1]])
         page = np.rot90(page)
-    inked = find_ink(np.ascontiguousarray(page))
+    inked = find_ink(np.ascontiguousarray(page), pen_only)
     if inked is None:
         return _Reading([], 0, to_page)
     ink, mask = inked
@@ -195,7 +214,9 @@ def _numbers(line: Sequence[Mark]) -> list[int]:
     usual = np.median([mark.height for mark in line])
     numbers = [1]
     for before, mark in pairwise(line):
-        is_new = mark.left - before.right > NUMBER_GAP * usual
+        # A 1 stands in the middle of a place as wide as other digits'.
+        room = (max(0, PLACE_WIDTH * usual - each.width) / 2 for each in (before, mark))
+        is_new = mark.left - before.right - sum(room) > NUMBER_GAP * usual
         numbers.append(numbers[-1] + 1 if is_new else numbers[-1])
     return numbers
 
@@ -238,14 +259,15 @@ def _without_ruled_lines(marks: Sequence[Mark], page: tuple[int, int]) -> list[M
     """Remove lines and frames from what is no digit."""
     # A digit has lines too, but they are shorter than it is high.
     has_digits = any(mark.probability >= 0.5 for mark in marks)
-    least = 1.2 * _usual_height(marks) if has_digits else SHORTEST
+    usual = _usual_height(marks)
     rest: list[Mark] = []
     for mark, is_frame in zip(marks, frames(marks), strict=True):
         is_digit, is_bar = mark.probability >= 0.5, is_long(mark, page)
         if is_digit and not is_frame and (not is_bar or mark.probability >= SURE):
             rest.append(mark)
             continue
-        parts = detected(without_lines(mark, page, least))
+        shortest = SHORTEST if is_bar else 1.2 * mark.height  # a plus sign's are shorter
+        parts = detected(without_lines(mark, page, 1.2 * usual if has_digits else shortest))
         is_line = is_frame or (is_bar and not is_digit)
         is_better = any(part.probability > mark.probability for part in parts)
         rest.extend(parts if is_line or is_better else [mark])
@@ -296,11 +318,13 @@ def _digits_of(line: Sequence[Mark], usual: float) -> tuple[list[Mark], float]:
         The digits, and what this choice costs.
     """
     pieces: list[Mark] = []
+    owners: list[int] = []  # of each piece, the mark that it comes from
     losses: list[float] = []  # the cost of each piece if it belongs to no digit
-    for mark in line:
+    for owner, mark in enumerate(line):
         is_wide = mark.probability < 0.8 and mark.width > 0.7 * usual
         parts = cut_apart(mark, usual) if is_wide else [mark]
         pieces += parts
+        owners += [owner] * len(parts)
         losses += [PER_PIECE if len(parts) == 1 else PER_REJECT] * len(parts)
     groups = _groups(pieces, usual)
     candidates = detected([joined(pieces[start:stop]) for start, stop in groups])
@@ -311,7 +335,9 @@ def _digits_of(line: Sequence[Mark], usual: float) -> tuple[list[Mark], float]:
         if mark.height < max(PIECE * usual, 0.4 * mark.width):
             cost += sum(losses[start:stop])
         else:
-            cost += min(PER_REJECT + PER_DIGIT, _cost_of(mark)) + PER_CUT * pieces[start].cut
+            # Of several marks none is rejected with the others: a sign does not take its neighbours.
+            most = PER_REJECT + PER_DIGIT if owners[start] == owners[stop - 1] else math.inf
+            cost += min(most, _cost_of(mark)) + PER_CUT * pieces[start].cut
             digits = [*digits, mark]
         if cost < best[stop][0]:
             best[stop] = cost, digits

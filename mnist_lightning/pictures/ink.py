@@ -12,6 +12,7 @@ BEYOND_ONE = 0.317  # the share of a normal distribution beyond one standard dev
 EVEN = 0.1  # of the contrast: how much the grey of evenly lit paper varies
 HEADROOM = 24  # grey levels added before the ground is subtracted: keeps noise darker than it
 STRONG = 0.9  # the quantile of the ink that counts as full ink
+THICKEST = 20  # a stroke is thinner than the longer side divided by this, if only pens count
 EDGE = 0.2  # of the ink's strength, where a stroke's anti-aliased edge ends
 
 
@@ -27,16 +28,18 @@ def by_polarity(grey: Pixels) -> tuple[Pixels, Pixels]:
     return lighter, darker
 
 
-def find_ink(work: Pixels) -> tuple[Pixels, Pixels] | None:
+def find_ink(work: Pixels, pen_only: bool = False) -> tuple[Pixels, Pixels] | None:
     """Return how strongly each pixel is inked.
 
     Args:
         work: A page ``(H, W)`` whose ink is lighter than its paper.
+        pen_only: Whether only thin strokes of the strongest ink count: no table, finger or shadow,
+            and no ruled line that is paler than the pen.
 
     Returns:
         The ink ``(H, W)``, 0-255, and its mask ``(H, W)``, 0 or 1; None for an empty page.
     """
-    ink = _without_ground(work)
+    ink = _thin_parts(work) if pen_only else _without_ground(work)
 
     otsu = int(cv2.threshold(ink, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[0])
     histogram = cv2.calcHist([ink], [0], None, [256], [0, 256]).ravel()
@@ -56,7 +59,16 @@ def find_ink(work: Pixels) -> tuple[Pixels, Pixels] | None:
         return None
     ink = cv2.convertScaleAbs(np.maximum(ink, paper) - paper, alpha=255 / strength)
     edge = max(EDGE * 255, noise * 255 / strength)
-    return ink, cv2.threshold(ink, edge, 1, cv2.THRESH_BINARY)[1]
+    mask = np.asarray(cv2.threshold(ink, edge, 1, cv2.THRESH_BINARY)[1])
+    return _strongest(ink, mask) if pen_only else (ink, mask)
+
+
+def _strongest(ink: Pixels, mask: Pixels) -> tuple[Pixels, Pixels]:
+    """Return the stronger of two inks, with its soft edges: the pen's rather than the rules'."""
+    between = cv2.threshold(ink[mask == 1], 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[0]
+    strong = cv2.threshold(ink, between, 1, cv2.THRESH_BINARY)[1]
+    mask = np.asarray(cv2.bitwise_and(cv2.dilate(strong, np.ones((3, 3), np.uint8)), mask))
+    return ink * mask, mask
 
 
 def _is_light_on_dark(grey: Pixels) -> bool:
@@ -82,6 +94,17 @@ def _without_ground(work: Pixels) -> Pixels:
         ground = cv2.blur(opened, (5, 5))
     else:
         ground = _smooth_ground(work)
+    return _above(work, ground)
+
+
+def _thin_parts(work: Pixels) -> Pixels:
+    """Return a picture without its ground and without parts that are thicker than a stroke."""
+    window = 2 * (max(work.shape) // THICKEST // 2) + 1
+    opened = cv2.morphologyEx(work, cv2.MORPH_OPEN, np.ones((window, window), np.uint8))
+    return _above(work, cv2.blur(opened, (5, 5)))
+
+
+def _above(work: Pixels, ground: Pixels) -> Pixels:
     return np.asarray(cv2.subtract(cv2.convertScaleAbs(work, beta=HEADROOM), ground))
 
 

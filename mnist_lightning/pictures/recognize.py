@@ -40,9 +40,9 @@ Picture = str | Path | NDArray[np.uint8]
 class Digit(NamedTuple):
     """One digit found in a picture, and what the network says of it."""
 
-    digit: int
-    confidence: float  # the probability of ``digit``
-    probabilities: NDArray[np.float32]  # (10,)
+    digit: int  # the likeliest, by the sum of the network's probability and the detector's
+    confidence: float  # the network's probability of ``digit``
+    probabilities: NDArray[np.float32]  # (10,), the network's
     box: Box  # left, top, right, bottom in the picture's pixels; right and bottom are exclusive
     pixels: Pixels  # (28, 28), what the network saw
     certain: bool  # the network is sure, the detector agrees, and it is as high as the others
@@ -152,8 +152,9 @@ def readings(
 
 
 def _digit(found: Found, probabilities: NDArray[np.float32]) -> Digit:
-    digit, confidence = int(probabilities.argmax()), float(probabilities.max())
-    second_opinion = int(found.probabilities[:NO_DIGIT].argmax())
+    opinion = found.probabilities[:NO_DIGIT]  # the detector's
+    digit = int((probabilities + opinion).argmax())
+    confidence, second_opinion = float(probabilities[digit]), int(opinion.argmax())
     is_digit = bool(found.probabilities[NO_DIGIT] < DOUBTFUL)
     is_sized = LOWEST < found.size < HIGHEST
     certain = confidence >= CERTAIN and is_digit and second_opinion == digit and is_sized

@@ -105,7 +105,8 @@ def _rows(file: str, reading: Reading) -> Iterator[dict[str, Any]]:
     lines = reading.text.split("\n")
     for digit in reading:
         shares = [f"{share:.9g}" for share in digit.probabilities.tolist()]  # exact for a float32
-        second = int(np.argsort(-digit.probabilities, kind="stable")[1])
+        others = np.where(np.arange(10) == digit.digit, -1, digit.probabilities)
+        second = int(others.argmax())
         place = file, digit.line, digit.number, lines[digit.line - 1]
         answer = digit.digit, int(digit.certain), shares[digit.digit], second, shares[second]
         yield dict(zip(COLUMNS, [*place, *answer, *digit.box, *shares, ""], strict=True))
