@@ -232,9 +232,6 @@ def _lines_of_digits(ink: Pixels, mask: Pixels) -> tuple[list[list[Mark]], float
     marks = detected(connected(ink, mask, least=max(3, max(height, width) // 160)))
     if not marks:
         return [], 0
-    only = marks[0] if len(marks) == 1 else None
-    if only and only.probability >= SURE:
-        return [[only]], _cost_of(only)
     total = sum(mark.area for mark in marks)
     marks = _without_ruled_lines(marks, (height, width))
     usual = _usual_height(marks)
@@ -249,9 +246,6 @@ def _lines_of_digits(ink: Pixels, mask: Pixels) -> tuple[list[list[Mark]], float
             lines.append(digits)
     read = sum(mark.area for digits in lines for mark in digits)
     cost += PER_LOSS * max(0, 1 - read / total)
-    is_few = sum(map(len, lines)) <= FEW  # more digits may hang together by a grid
-    if only and is_few and only.probability >= LIKELY and _cost_of(only) <= cost:
-        return [[only]], _cost_of(only)  # a mark that is alone stays whole
     return lines, cost
 
 
