@@ -83,7 +83,9 @@ def drawing(strokes: str, rng: Generator) -> Shape:
     """Return a drawing's strokes, a little bent."""
     curves = []
     for stroke in strokes.split("|"):
-        points = np.array([point.split(",") for point in stroke.split()], float) / 100
+        points = (
+            np.array([point.split(",") for point in stroke.replace("/", " ").split()], float) / 100
+        )
         curves.append(smooth(points + rng.normal(0, 0.012, points.shape)))
     return curves
 
