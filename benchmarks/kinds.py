@@ -83,9 +83,8 @@ def drawing(strokes: str, rng: Generator) -> Shape:
     """Return a drawing's strokes, a little bent."""
     curves = []
     for stroke in strokes.split("|"):
-        points = (
-            np.array([point.split(",") for point in stroke.replace("/", " ").split()], float) / 100
-        )
+        pairs = [point.split(",") for point in stroke.replace("/", " ").split()]
+        points = np.array(pairs, float) / 100
         curves.append(smooth(points + rng.normal(0, 0.012, points.shape)))
     return curves
 
@@ -229,9 +228,9 @@ def notepad(rng: Generator) -> Drawn:
 
 def cut(rng: Generator) -> Drawn:
     """Draw a score such as 7,5 in a crop that its digits or its comma touch."""
-    text = digits(2, rng)
+    text = str(rng.integers(2, 10)) + digits(1, rng)  # two strokes in a crop need not be 11
     first, second = hand(text, rng)
-    right = np.concatenate(first)[:, 0].max() + rng.uniform(0.0, 0.12)
+    right = np.concatenate(first)[:, 0].max() + rng.uniform(0.03, 0.12)
     comma = np.array([[right, 0.82], [right + 0.02, 1.0], [right - 0.12, 1.28]])
     score = [*first, smooth(comma)] if rng.random() < 0.7 else first
     ink = written([in_row([score, second], 0.3, rng)], rng.uniform(16, 60), 0.09, rng)
