@@ -60,10 +60,21 @@ class Drawn(NamedTuple):
 # Drawings are strokes through points, as in `pages.SIGNS`; two strokes that begin and end in the
 # same point make a corner.
 FOOTED = [
-    "20,28 50,0|50,0 48,100|-8,101 104,98",
-    "26,20 48,0|48,0 44,100|0,99 126,100",
-    "14,24 30,4 54,0 76,14 74,38 46,70 8,98|8,98 80,97 142,94",
-    "12,20 40,0 70,12 66,42 34,76 2,100|2,100 70,102 128,98",
+    (1, "20,28 50,0|50,0 48,100|-8,101 104,98"),
+    (1, "26,20 48,0|48,0 44,100|0,99 126,100"),
+    (1, "12,30 48,0|48,0 30,96|-34,104 112,96"),
+    (1, "10,24 40,0|40,0 32,90|-30,100 100,100"),  # the bar is a stroke of its own
+    (2, "14,24 30,4 54,0 76,14 74,38 46,70 8,98|8,98 80,97 142,94"),
+    (2, "12,20 40,0 70,12 66,42 34,76 2,100|2,100 70,102 128,98"),
+    (2, "8,14 50,0|50,0 66,10 60,40 10,100|-40,100 130,100"),
+]
+ANGULAR = [  # straight strokes from edge to edge
+    (2, "0,14 30,0 86,4 90,34 0,100|0,100 100,100"),
+    (4, "22,0 0,64|0,64 100,64|80,36 80,100"),
+    (4, "46,0 0,70|0,70 100,70|74,10 74,100"),
+    (5, "100,0 8,0|8,0 0,44|0,44 70,40 100,66 80,98 0,100"),
+    (7, "0,0 78,0|78,0 80,40 28,100|4,58 100,58"),
+    (7, "0,0 100,0|100,0 84,46 56,100|40,50 100,50"),
 ]
 BROKEN = {  # each has a gap that a person overlooks
     2: ["12,22 34,2 68,4 80,28 74,42|58,60 36,80 12,99|12,99 90,97"],
@@ -168,30 +179,39 @@ def flagged(rng: Generator) -> Drawn:
 
 def footed(rng: Generator) -> Drawn:
     """Draw a 1 with a base bar, or a 2 on a long foot."""
-    choice = int(rng.integers(len(FOOTED)))
+    digit, strokes = FOOTED[rng.integers(len(FOOTED))]
     height = rng.uniform(16, 90)
-    ink = written([drawing(FOOTED[choice], rng)], height, rng.uniform(0.08, 0.14), rng)
-    return Drawn(on_paper(framed(ink, (0.1, 0.8), rng), rng), "1122"[choice])
+    ink = written([drawing(strokes, rng)], height, rng.uniform(0.08, 0.14), rng)
+    return Drawn(on_paper(framed(ink, (0.1, 0.8), rng), rng), str(digit))
 
 
 def broken(rng: Generator) -> Drawn:
     """Draw a digit whose stroke has a gap, as a small crop with hard edges."""
     digit = int(rng.choice(list(BROKEN)))
-    ink = written([drawing(rng.choice(BROKEN[digit]), rng)], rng.uniform(20, 34), 0.09, rng)
+    ink = written([drawing(rng.choice(BROKEN[digit]), rng)], rng.uniform(20, 34), 0.08, rng)
     return Drawn(crop(np.pad(ink, rng.integers(0, 4, (2, 2))), rng, binary=True), str(digit))
 
 
 def narrow(rng: Generator) -> Drawn:
-    """Draw a zero that is narrow, or open above or below, as a small crop."""
-    gap = 0 if rng.random() < 0.4 else rng.uniform(0.5, 0.9)
-    width = rng.uniform(0.17, 0.22) if gap == 0 else rng.uniform(0.24, 0.32)
-    start = -np.pi / 2 + rng.choice([0, np.pi, 0.25])  # above, below, above at the right
-    turn = np.linspace(start + gap / 2, start + 2 * np.pi - gap / 2, 40)
-    y = 0.5 + 0.5 * np.sin(turn)
-    oval = np.stack([width * np.cos(turn) - rng.uniform(0, 0.25) * y, y], 1)
-    ink = written([[oval.astype(np.float32)]], 220, rng.uniform(0.08, 0.12), rng)
+    """Draw a zero that is narrow or open, as a small crop, or cut off by a large one."""
+    way = rng.choice(["narrow", "open", "open and faint", "cut off"])
+    gap = 0 if way in ("narrow", "cut off") else rng.uniform(0.6, 1.1)
+    width = rng.uniform(0.15, 0.2) if way == "narrow" else rng.uniform(0.24, 0.34)
+    turn = np.linspace(gap / 2, 2 * np.pi - gap / 2, 40)  # from the top
+    y = 0.5 - 0.5 * np.cos(turn)
+    slant = 0 if way == "cut off" else rng.uniform(0, 0.25)
+    oval = np.stack([width * np.sin(turn) - slant * y, y], 1)
+    ink = written([[oval.astype(np.float32)]], 220, rng.uniform(0.08, 0.13), rng)
+    if way == "cut off":
+        lost = int(rng.integers(20, 30))
+        return Drawn(crop(ink[lost:-lost], rng), "0")
+    if way == "open and faint":
+        ink[round(rng.uniform(0.86, 0.92) * len(ink)) :] *= rng.uniform(0.25, 0.6)
+    elif rng.random() < 0.5:
+        ink = ink[::-1, ::-1]  # open below
     side = int(rng.integers(20, 36))
-    small = cv2.resize(ink, (max(8, side * ink.shape[1] // len(ink)), side), None, 0, 0, 3)
+    size = max(8, side * ink.shape[1] // len(ink)), side
+    small = cv2.resize(ink, size, interpolation=cv2.INTER_AREA)
     return Drawn(crop(np.pad(small, rng.integers(1, 5, (2, 2))), rng), "0")
 
 
@@ -249,11 +269,15 @@ def operator(rng: Generator) -> Drawn:
 
 def tight(rng: Generator) -> Drawn:
     """Draw a digit that goes from edge to edge, as segmenters cut them."""
-    text = str(rng.choice(list("023456789")))
-    ink = written(hand(text, rng), 150, rng.uniform(0.1, 0.16), rng)
+    digit, strokes = ANGULAR[rng.integers(len(ANGULAR))]
+    curves = drawing(strokes, rng)
+    if rng.random() < 0.5:
+        digit = int(rng.choice([0, *range(2, 10)]))
+        curves = shape(digit, rng)
+    ink = written([curves], 150, rng.uniform(0.1, 0.16), rng)
     size = [(16, 16), (20, 32), (130, 180)][rng.integers(3)]
     ink = cv2.resize(ink, size, interpolation=cv2.INTER_AREA)
-    return Drawn(crop(ink, rng, binary=size == (16, 16)), text)
+    return Drawn(crop(ink, rng, binary=size == (16, 16)), str(digit))
 
 
 def upright_rules(rng: Generator) -> Drawn:
