@@ -390,7 +390,8 @@ def sheet(
         x = left + rng.uniform(0, min(2 * height, max(right - left - 0.9 * height, 0)))
         right = max(right - rng.choice([0, 0.5]) * rng.uniform(0, right - x), x + 1.3 * height)
         while len(made.marks) < most and (number == 0 or x < right):
-            if style in BETWEEN and number and rng.random() < 0.8:
+            has_sign = style in BETWEEN and number and rng.random() < 0.8
+            if has_sign and len(made.marks) < most - 1:  # a digit follows
                 x = between(made, x, base, line, rng, style)
             digits = rng.integers(
                 0, 10, min(int(rng.integers(1, 6)), most - len(made.marks))
