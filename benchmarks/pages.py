@@ -59,12 +59,34 @@ SIGNS = [
     *("84,-15/0,115", "26,-15 4,20 0,50 4,80 26,115", "0,-15 22,20 26,50 22,80 0,115"),  # / ( )
     *("0,96/3,98", "8,92/0,112", "0,36/3,38|0,84/3,86"),  # . , :
 ]
+PLUS = SIGNS[0]
+BRACKETS = [
+    *SIGNS[5:7],
+    "24,-15/0,-15|0,-15/0,115|0,115/24,115",
+    "0,-15/24,-15|24,-15/24,115|24,115/0,115",
+]
+WORDS = [
+    "Name",
+    "Total",
+    "Date",
+    "Points",
+    "Room",
+    "Team",
+    "Page",
+    "Price",
+    "from",
+    "and",
+    "per",
+    "week",
+]
+PRINT = [cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_COMPLEX, cv2.FONT_HERSHEY_TRIPLEX]
 LETTERS = "ACEHKMNPRVWXaehkmnpruvwx"  # those that look like no digit
 SCRIPTS = [cv2.FONT_HERSHEY_SCRIPT_SIMPLEX, cv2.FONT_HERSHEY_SCRIPT_COMPLEX]
 LOOPS = {0: 1, 6: 1, 8: 2, 9: 1}  # of a readable digit
 INK = 0.35  # the share of a pixel that ink must cover to count as inked
 CELL = 1.1  # the width of a frame on a form, in heights of a digit
 HANDS = ("UCI", "MNIST", "strokes")
+BETWEEN = ("signs", "plus", "brackets", "words")  # styles with signs between the numbers
 SAVED = 4  # pages of each kind
 COLUMNS = [
     "pages",
@@ -221,23 +243,39 @@ def broken(glyph: Glyph, height: float, rng: Generator) -> Glyph:
     return glyph * (1 - gap / np.float32(255))
 
 
-def sign(height: float, pen: float, rng: Generator) -> Glyph:
-    """Return a sign that is no digit: of arithmetic, a letter or a scribble."""
-    kind = rng.choice(3, p=[0.6, 0.3, 0.1])
+def strokes(signs: Sequence[str], height: float, pen: float, rng: Generator) -> Glyph:
+    """Return one of some signs, written as in SIGNS."""
+    pieces = [stroke.replace("/", " ").split() for stroke in str(rng.choice(signs)).split("|")]
+    curves = [np.array([point.split(",") for point in points], float) / 100 for points in pieces]
+    return draw(
+        [smooth(curve + rng.normal(0, 0.01, curve.shape)) * height for curve in curves], pen
+    )
+
+
+def typed(word: str, font: int, height: float, pen: float) -> Glyph:
+    """Return a word in one of OpenCV's fonts."""
+    rows, columns = round(height * 2.4), round(height * (1.4 + len(word)))
+    canvas = np.zeros((rows, columns), np.uint8)
+    place = (round(height * 0.5), round(height * 1.7))
+    cv2.putText(canvas, word, place, font, height / 24, 255, max(1, round(pen)), cv2.LINE_AA)
+    return trim(canvas / np.float32(255))
+
+
+def sign(height: float, pen: float, rng: Generator, style: str = "signs") -> Glyph:
+    """Return a sign that is no digit: of arithmetic, a letter or a scribble, or as a style says."""
+    if style == "plus":
+        return strokes([PLUS], height, pen, rng)
+    if style == "brackets":
+        return strokes(BRACKETS, height, pen, rng)
+    if style == "words" and rng.random() < 0.6:
+        word, font = str(rng.choice(WORDS)), PRINT[rng.integers(3)]
+        return typed(word, font, height * rng.uniform(0.5, 0.9), height * rng.uniform(0.02, 0.06))
+    kind = 1 if style == "words" else rng.choice(3, p=[0.6, 0.3, 0.1])
     if kind == 0:
-        strokes = [stroke.replace("/", " ").split() for stroke in str(rng.choice(SIGNS)).split("|")]
-        curves = [
-            np.array([point.split(",") for point in points], float) / 100 for points in strokes
-        ]
-        return draw(
-            [smooth(curve + rng.normal(0, 0.01, curve.shape)) * height for curve in curves], pen
-        )
+        return strokes(SIGNS, height, pen, rng)
     if kind == 1:
-        canvas = np.zeros((round(height * 2.4), round(height * 2.4)), np.uint8)
-        place, font = (round(height * 0.5), round(height * 1.7)), SCRIPTS[rng.integers(2)]
-        letter, thickness = str(rng.choice(list(LETTERS))), max(1, round(pen))
-        cv2.putText(canvas, letter, place, font, height / 24, 255, thickness, cv2.LINE_AA)
-        return trim(canvas / np.float32(255))
+        font = SCRIPTS[rng.integers(2)]
+        return typed(str(rng.choice(list(LETTERS))), font, height, pen)
     points = rng.uniform(0, 1, (16, 2)) * [0.9, 0.7] + np.linspace(0, 0.5, 16)[:, None] * [1, 0]
     return draw([smooth(points) * height], pen)
 
@@ -289,9 +327,9 @@ def frame(
     return [(x[0] - 2, base), (x[1] + 2 - glyph.shape[1], base), (left, y[1] + 2)][rng.integers(3)]
 
 
-def between(page: Sheet, x: float, base: float, line: int, rng: Generator) -> float:
+def between(page: Sheet, x: float, base: float, line: int, rng: Generator, style: str) -> float:
     """Write a sign that is no digit behind a number; return where the next number can start."""
-    glyph = sign(page.height, page.pen, rng)
+    glyph = sign(page.height, page.pen, rng, style)
     rows, columns = glyph.shape
     if x + columns + page.height > page.ink.shape[1] * 0.95:
         return x
@@ -332,7 +370,7 @@ def sheet(
         hand: One of HANDS; by default one of them.
         pen: The least and the greatest width of its stroke, as a share of the digit's height.
         margin: The least, as a share of the sheet's side.
-        style: "broken", "touching", "signs", "boxes", or none.
+        style: "broken", "touching", "boxes", one of BETWEEN, or none.
     """
     short = float(np.clip(800 * np.exp(rng.normal(0, 0.25)), 600, 1600))
     sides = round(short), round(short * rng.uniform(1.25, 1.45))
@@ -352,8 +390,9 @@ def sheet(
         x = left + rng.uniform(0, min(2 * height, max(right - left - 0.9 * height, 0)))
         right = max(right - rng.choice([0, 0.5]) * rng.uniform(0, right - x), x + 1.3 * height)
         while len(made.marks) < most and (number == 0 or x < right):
-            if style == "signs" and number and rng.random() < 0.8:
-                x = between(made, x, base, line, rng)
+            has_sign = style in BETWEEN and number and rng.random() < 0.8
+            if has_sign and len(made.marks) < most - 1:  # a digit follows
+                x = between(made, x, base, line, rng, style)
             digits = rng.integers(
                 0, 10, min(int(rng.integers(1, 6)), most - len(made.marks))
             ).tolist()
@@ -430,7 +469,12 @@ def moved(marks: Sequence[Mark], matrix: NDArray[np.float64]) -> list[Mark]:
 
 
 def seen(
-    page: Page, rng: Generator, degrees: float, shift: float = 0.0, on_table: bool = True
+    page: Page,
+    rng: Generator,
+    degrees: float,
+    shift: float = 0.0,
+    on_table: bool = True,
+    desk: Callable[[int, int, Generator], Floats] | None = None,
 ) -> Page:
     """Return a page that is turned, with corners moved by up to a share of its sides.
 
@@ -445,7 +489,9 @@ def seen(
     width, height = np.ceil(corners.max(0) + free[1]).astype(int).tolist()
     paper = np.median(page.picture[::16, ::16], axis=(0, 1))
     ground = (
-        table(height, width, rng) if on_table else np.full((height, width, 3), paper, np.float32)
+        (desk or table)(height, width, rng)
+        if on_table
+        else np.full((height, width, 3), paper, np.float32)
     )
     matrix = cv2.getPerspectiveTransform(square.astype(np.float32), corners.astype(np.float32))
     cv2.warpPerspective(
@@ -473,6 +519,62 @@ def table(rows: int, columns: int, rng: Generator) -> Floats:
         )
         texture += 7 * (x + y[:, None])
     return np.dstack([texture + np.float32(each) for each in colour])
+
+
+def stripes(rows: int, columns: int, rng: Generator) -> Floats:
+    """Return a dark table whose boards have a grain across the picture."""
+    grain = rng.normal(0, 14, (rows // int(rng.integers(4, 9)), 12)).astype(np.float32)
+    texture = cv2.resize(grain, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    return np.dstack([texture + np.float32(each) for each in rng.uniform(28, 58, 3)])
+
+
+def edged(page: Page, rng: Generator) -> Page:
+    """Let a dark edge, of a notebook or a table, look in at one side of the picture or at two."""
+    rows, columns = page.picture.shape[:2]
+    wave = np.sin(np.arange(rows) / rows * rng.uniform(2, 6) + rng.uniform(0, 6))
+    widths = columns * (rng.uniform(0.012, 0.03) + 0.004 * wave)
+    x = np.arange(columns)
+    x = x[:: 1 if rng.random() < 0.7 else -1]
+    dark, rim = x < widths[:, None], x < widths[:, None] * rng.uniform(1.3, 2)
+    picture = page.picture + 25 * rim[..., None].astype(np.float32)
+    picture[dark] = rng.uniform(15, 55)
+    if rng.random() < 0.4:
+        picture[-int(rows * rng.uniform(0.01, 0.03)) :] = rng.uniform(15, 70)
+    return page._replace(picture=picture)
+
+
+def held(page: Page, rng: Generator) -> Page:
+    """Return a page as a notepad with a spiral, held by fingers over a dark striped table."""
+    rows, columns = page.picture.shape[:2]
+    turn = np.linspace(0, 2 * np.pi, 24)
+    ring = np.stack([np.cos(turn) * 0.012, np.sin(turn) * 0.03], 1) * rows
+    spiral = [
+        Mark(-1, 0, 0, (ring + np.array([x, 0.01 * rows])).astype(np.float32))
+        for x in np.linspace(0.06, 0.94, int(rng.integers(9, 16))) * columns
+    ]
+    page = seen(
+        page._replace(marks=page.marks + spiral), rng, rng.uniform(-6, 6), 0.04, desk=stripes
+    )
+    picture, marks = page.picture, page.marks[: -len(spiral)]
+    thick, wire = 0.075 * rows, rng.uniform(150, 220)
+    for mark in page.marks[-len(spiral) :]:
+        hole = mark.hull[6].round().astype(int).tolist()  # the ring's lowest point
+        cv2.circle(picture, hole, round(0.009 * rows), (45, 45, 50), -1, cv2.LINE_AA)
+        cv2.polylines(
+            picture, [mark.hull.round().astype(np.int32)], True, (wire,) * 3, 4, cv2.LINE_AA
+        )
+    ink = np.concatenate([mark.hull for mark in marks])
+    left, right = ink[:, 0].min() - thick, ink[:, 0].max() + thick
+    skin = rng.uniform(0.55, 1) * np.array([235, 180, 150])
+    y = picture.shape[0] * rng.uniform(0.45, 0.6)
+    tips = [(-1.0, left, y + i * 1.15 * thick) for i in range(3)]
+    tips.append((1.0, right, y))
+    width = picture.shape[1]
+    for side, end, height in tips:
+        tip = min(end, 0.17 * width) if side < 0 else max(end, 0.83 * width)
+        start = (round(width * (side > 0) + side * thick), round(height + 0.8 * thick))
+        cv2.line(picture, start, (round(tip), round(height)), skin.tolist(), round(thick))
+    return Page(picture, marks)
 
 
 def lit(page: Page, rng: Generator, shadow: bool = False) -> Page:
@@ -545,6 +647,31 @@ def rotated(samples: Samples, rng: Generator) -> Page:
     return finished(
         seen(paint(sheet(samples, rng), rng), rng, rng.uniform(-30, 30), on_table=False), rng
     )
+
+
+def turned(samples: Samples, rng: Generator, degrees: tuple[float, ...]) -> Page:
+    """Return a page with many lines that is turned by about one of some angles."""
+    page = paint(sheet(samples, rng, lines=7), rng)
+    angle = degrees[rng.integers(len(degrees))] + rng.uniform(-3, 3)
+    return finished(seen(page, rng, angle, on_table=False), rng)
+
+
+def dark_edge(samples: Samples, rng: Generator) -> Page:
+    """Return a large grey page with pencil digits and a dark edge beside it."""
+    size = (1600, 1200)[:: 1 if rng.random() < 0.7 else -1]
+    page = sheet(samples, rng, size=size, hand="strokes", pen=(0.03, 0.05), share=(0.07, 0.12))
+    paper = rng.uniform(165, 215) * rng.uniform([0.98, 0.97, 0.93], [1, 1, 1])
+    made = lit(paint(page, rng, paper, paper - rng.uniform(75, 120)), rng)
+    return finished(edged(made, rng), rng, rng.uniform(0.6, 1.2), 2.5, rng.uniform(75, 95))
+
+
+def notepad(samples: Samples, rng: Generator) -> Page:
+    """Return a ruled notepad that somebody holds over a table."""
+    size = round(rng.uniform(1000, 1250)), round(rng.uniform(720, 850))
+    page = sheet(samples, rng, size=size, share=(0.07, 0.1), margin=0.16, pen=(0.05, 0.08))
+    rule(page, page.pitch, None, page.marks[0].box[3], 2)
+    made = held(paint(page, rng, lines=line_colour(rng)), rng)
+    return photographed(lit(made, rng, shadow=True), rng)
 
 
 def line_colour(rng: Generator) -> NDArray[np.float64]:
@@ -702,6 +829,13 @@ KINDS: dict[str, Callable[[Samples, Generator], Page]] = {
     "200 digits on a page": many,
     "one digit on squared paper": partial(squared, alone=True),
     "28x28 pixels, pen 1 px": small,
+    "letters and print": partial(clean, style="words", lines=7, share=(0.045, 0.075)),
+    "plus signs": partial(clean, style="plus", lines=7, share=(0.045, 0.075)),
+    "brackets": partial(clean, style="brackets", lines=7, share=(0.045, 0.075)),
+    "page on its side": partial(turned, degrees=(90, -90)),
+    "page upside down": partial(turned, degrees=(180,)),
+    "dark edge": dark_edge,
+    "held notepad": notepad,
 }
 
 

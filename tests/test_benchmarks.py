@@ -2,10 +2,16 @@
 
 import runpy
 import sys
+from itertools import groupby
 from pathlib import Path
+from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from numpy.typing import NDArray
+
+from mnist_lightning.pictures.recognize import Digit, Reading
 
 SCRIPTS = [path for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "measure"]
 SCRIPTS = sorted([*SCRIPTS, ROOT / "tools/detector/train.py"])
@@ -89,7 +95,6 @@ def test_a_command_is_measured_and_its_failure_shown() -> None:
 
 def test_handwriting_is_drawn_by_seed_and_read_by_place() -> None:
     import handwriting
-    import numpy as np
     import torch
 
     for name in handwriting.DRAWN:
@@ -104,3 +109,84 @@ def test_handwriting_is_drawn_by_seed_and_read_by_place() -> None:
     assert handwriting.read(net, row).tolist() == [[0] * 5] * 2
     row.pictures[0][:, : row.pictures[0].shape[1] // 5] = 255  # the first digit is gone
     assert handwriting.read(net, row)[0, 0] == -1
+
+
+def reading(text: str) -> Reading:
+    """Return the reading whose text this is; all digits are of one number."""
+    finds = []
+    for place, digit in enumerate(text):
+        if digit != "?":
+            certain = text[place + 1 : place + 2] != "?"
+            nothing = np.zeros((28, 28), np.uint8)
+            chances = np.zeros(10, np.float32)
+            box = (0, 0, 1, 1)
+            finds.append(Digit(int(digit), 1.0, chances, box, nothing, certain, 1, 1))
+    return Reading(finds)
+
+
+def test_a_perfect_reader_reads_all_kinds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import kinds
+
+    truths = {}
+    for kind in kinds.KINDS:
+        (first,) = kinds.drawn(kind, 1, 7)
+        assert first.picture.dtype == np.uint8
+        assert bool(first.truth) == (kind not in ("plus signs", "brackets"))
+        truths[first.picture.tobytes()] = first.truth
+
+    def perfect(net: None, picture: NDArray[np.uint8]) -> Reading:
+        return reading(truths[picture.tobytes()])  # fails unless the seed gives the same picture
+
+    monkeypatch.setattr(kinds, "recognize", perfect)
+    monkeypatch.setattr(kinds, "load_run", MagicMock())
+    options = ["--pictures", "1", "--seed", "7", "--save", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["kinds.py", "a run", *options])
+    kinds.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:-1] == [f"| {kind} | 1 | 1 | 0 |  |" for kind in kinds.KINDS]
+    assert lines[-1] == f"| **all** | {len(truths)} | {len(truths)} | 0 | |"
+    saved = {
+        f"{kind}, 0 is {truth or 'none'}.png"
+        for kind, truth in zip(kinds.KINDS, truths.values(), strict=True)
+    }
+    assert {path.name for path in tmp_path.iterdir()} == saved
+    (other,) = kinds.drawn("tight crop", 1, 8)
+    assert other.picture.tobytes() not in truths
+
+
+def test_doubt_is_right_where_a_sign_is_no_digit() -> None:
+    from kinds import judged
+
+    assert judged("tight crop", "4", reading("4?")) == (True, 0)
+    assert judged("tight crop", "4", reading("41?")) == (False, 0)
+    assert judged("plus signs", "", reading("1?1?")) == (True, 0)
+    assert judged("plus signs", "", reading("1?1")) == (False, 1)
+    assert judged("operator close to digits", "41230", reading("414?230")) == (True, 0)
+    assert judged("operator close to digits", "41230", reading("4?230")) == (False, 0)
+    assert judged("page on its side", "123", reading("7213")) == (False, 2)
+
+
+def test_pages_lie_as_their_kind_says_and_hold_their_marks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import pages
+
+    monkeypatch.setattr(pages, "HANDS", ("strokes",))  # needs no data
+    turns = {}
+    for kind in list(pages.KINDS)[-7:]:
+        (first,), (again,) = (list(pages.pages(kind, 1, 3, {})) for _ in range(2))
+        assert np.array_equal(first.picture, again.picture)
+        angles = []
+        for _, line in groupby(first.marks, lambda mark: mark.line):
+            boxes = np.array([mark.box for mark in line])
+            assert boxes.min() >= 0
+            assert (boxes[:, 2:] <= first.picture.shape[1::-1]).all()
+            x, y = boxes[-1, :2] - boxes[0, :2]
+            if abs(x) + abs(y) > 150:
+                angles.append(np.degrees(np.arctan2(y, x)))
+        turns[kind] = round(abs(float(np.median(np.abs(angles)))) / 90)
+        signs = [mark for mark in first.marks if mark.digit < 0]
+        assert (len(signs) > 2) == (kind in ("letters and print", "plus signs", "brackets"))
+    assert list(turns.values()) == [0, 0, 0, 1, 2, 0, 0]
