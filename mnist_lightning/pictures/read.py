@@ -232,7 +232,7 @@ def _image(file: BinaryIO, head: bytes) -> Image.Image:
         with needs("scans", "a HEIC picture"):
             # Without `register_heif_opener`: Pillow stays as it was for others.
             from pillow_heif import HeifImageFile
-        return HeifImageFile(file)
+        return HeifImageFile(file)  # type: ignore[no-untyped-call]
     return Image.open(_checked(file), formats=FORMATS)
 
 
