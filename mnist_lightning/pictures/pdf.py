@@ -10,8 +10,8 @@ from threading import Timer
 
 DPI = 200
 LONGEST = 3500  # pixels of the longer side: a larger page is drawn with less resolution
-SECONDS = 20  # for a page
-MEMORY = 2_000_000_000  # bytes, beside the file's; only Linux enforces it
+SECONDS = 10  # for a page
+MEMORY = 1_000_000_000  # bytes, beside the file's; only Linux enforces it
 HEAD = struct.Struct(">II")  # before each page: its height and width; or 0 and an error's length
 
 
