@@ -315,8 +315,7 @@ def test_truncated(kind: str, kept: float, folder: Path, capfd: pytest.CaptureFi
 
 def test_other_files(folder: Path) -> None:
     others = [
-        content(Image.new("RGB", (8, 8)), kind)
-        for kind in ("EPS", "PPM", "ICO", "TGA", "JPEG2000")
+        content(Image.new("RGB", (8, 8)), kind) for kind in ("EPS", "PPM", "ICO", "TGA", "JPEG2000")
     ]
     for data in (*others, b"<svg/>", bytes(1000), b""):
         with pytest.raises(InputError, match=f"^{NOT_A_PICTURE}$"):
@@ -386,7 +385,7 @@ def test_damaged_files(
 
 def test_picture_files(folder: Path) -> None:
     names = [
-        *(f"in/{number}{suffix}" for number, suffix in enumerate(SUFFIXES)),
+        *(f"in/{number:02}{suffix}" for number, suffix in enumerate(SUFFIXES)),
         "in/B.PNG",
         "in/a.JPeG",
     ]

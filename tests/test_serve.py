@@ -141,9 +141,7 @@ def test_pictures(app: FastAPI, net: nn.Module) -> None:
             np.testing.assert_array_equal(seen, digit.pixels)
 
 
-def test_files_with_pages(
-    app: FastAPI, net: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_with_pages(app: FastAPI, net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     pages = [Image.fromarray(page) for page in (PAGE, PAGE[:, :150])]
     scan = content(pages[0], "TIFF", save_all=True, append_images=pages[1:])
     (answer,) = ask(app, body=scan, kind="image/tiff").json()["pictures"]

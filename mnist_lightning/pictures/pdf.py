@@ -34,7 +34,7 @@ def drawn_pages(data: bytes, max_pixels: int) -> Iterator[tuple[int, int, bytes]
         assert process.stdout
         try:
             late = _kill_later(process)
-            with suppress(OSError):  # it has ended; its output says why
+            with suppress(OSError):  # it has ended; its exit code says more
                 process.stdin.write(data)
                 process.stdin.close()
             while head := process.stdout.read(HEAD.size):
@@ -53,7 +53,6 @@ def drawn_pages(data: bytes, max_pixels: int) -> Iterator[tuple[int, int, bytes]
 
 def _kill_later(process: "Popen[bytes]") -> Timer:
     timer = Timer(SECONDS, process.kill)
-    timer.daemon = True
     timer.start()
     return timer
 

@@ -3,6 +3,7 @@
 import os
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from io import BytesIO
@@ -28,6 +29,8 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
     *(".heic", ".heif", ".avif", ".pdf"),
 )
+PICTURES, FOLDERS = "pictures", "folders"  # of what is in a folder
+LEFT_OUT = OTHERS, HIDDEN, LINKED = "no pictures by their ending", "hidden", "linked folders"
 SHOWN = 5  # names of files that were left out
 MAX_PAGES = 1000  # of a file
 HEAD = 64  # bytes at a file's start that say what it is
@@ -66,32 +69,30 @@ def picture_files(paths: Sequence[str]) -> PictureFiles:
         if not os.path.isdir(path):
             files.append(path)
             continue
-        found: list[str] = []
-        other: list[str] = []
-        hidden: list[str] = []
-        linked: list[str] = []
+        places = defaultdict(list)
         for folder, folders, names in os.walk(path, onerror=_refuse):
             for name in [*folders, *names]:
                 place = os.path.join(folder, name)
-                is_folder = name in folders
-                if name.startswith("."):
-                    hidden.append(place)
-                elif is_folder and os.path.islink(place):
-                    linked.append(place)
-                elif not is_folder and name.lower().endswith(SUFFIXES):
-                    found.append(place)
-                elif not is_folder:
-                    other.append(place)
+                places[_kind(place)].append(place)
             folders[:] = [name for name in folders if not name.startswith(".")]
-        if not found:
+        if not places[PICTURES]:
             suffixes = ", ".join(SUFFIXES)
             raise InputError(f"no picture in {path}: none of its files ends in {suffixes}")
-        files += sorted(found)
-        reasons = {"no pictures by their ending": other, "hidden": hidden, "linked folders": linked}
-        parts = [_named(path, places, why) for why, places in reasons.items() if places]
+        files += sorted(places[PICTURES])
+        parts = [_named(path, places[kind], kind) for kind in LEFT_OUT if kind in places]
         if parts:
             left_out.append(f"Left out of {printable(path)}: {'; '.join(parts)}")
     return PictureFiles(files, left_out)
+
+
+def _kind(place: str) -> str:
+    """Return what a file or folder in a folder counts as."""
+    name = os.path.basename(place)
+    if name.startswith("."):
+        return HIDDEN
+    if os.path.isdir(place):
+        return LINKED if os.path.islink(place) else FOLDERS
+    return PICTURES if name.lower().endswith(SUFFIXES) else OTHERS
 
 
 def _named(folder: str, places: list[str], why: str) -> str:

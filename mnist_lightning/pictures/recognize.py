@@ -35,6 +35,8 @@ DOUBTFUL = 0.3  # the detector's probability of "no digit" from which a find is 
 # bracket.
 LOWEST, HIGHEST = 0.7, 1.3
 
+ONE_PICTURE = str, Path, bytes, np.ndarray, Tensor, Image.Image
+
 
 class Digit(NamedTuple):
     """One digit found in a picture, and what the network says of it."""
@@ -164,9 +166,7 @@ def recognize(
     Raises:
         InputError: If a page cannot be read; the message names its file.
     """
-    if isinstance(pictures, str | Path | bytes | np.ndarray | Tensor | Image.Image):
-        return recognize(net, [pictures], single)[0]
-    if hasattr(pictures, "read"):
+    if isinstance(pictures, ONE_PICTURE) or hasattr(pictures, "read"):
         return recognize(net, [pictures], single)[0]  # type: ignore[list-item]
     found = []
     for number, picture in enumerate(pictures, 1):
