@@ -9,18 +9,20 @@ from contextlib import contextmanager, nullcontext, suppress
 from io import BytesIO
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError, features
-from torch import Tensor
 
 from mnist_lightning.errors import InputError, needs, printable
 from mnist_lightning.pictures.pdf import drawn_pages
 
+if TYPE_CHECKING:  # torch imports slowly, and only tensors need it
+    from torch import Tensor
+
 Pixels = NDArray[np.uint8]
-Picture = str | Path | bytes | BinaryIO | Image.Image | NDArray[Any] | Tensor
+Picture: TypeAlias = "str | Path | bytes | BinaryIO | Image.Image | NDArray[Any] | Tensor"
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "AVIF")  # that Pillow reads
 ALL_FORMATS = "PNG, JPEG, BMP, GIF, TIFF, WebP, HEIC, AVIF or PDF"
@@ -151,8 +153,8 @@ def read_pages(source: Picture, max_pixels: int = MAX_PIXELS) -> Iterator[Pixels
 
 
 def _pages(source: Picture, max_pixels: int) -> Iterator[Pixels | InputError]:
-    if isinstance(source, Tensor):
-        yield _of_tensor(source)
+    if hasattr(source, "permute"):
+        yield _of_tensor(source)  # type: ignore[arg-type]
     elif isinstance(source, np.ndarray):
         yield _of_array(source)
     elif isinstance(source, Image.Image):
@@ -167,7 +169,7 @@ def _pages(source: Picture, max_pixels: int) -> Iterator[Pixels | InputError]:
                 yield from _frames(file, head, max_pixels)
 
 
-def _of_tensor(tensor: Tensor) -> Pixels:
+def _of_tensor(tensor: "Tensor") -> Pixels:
     """Return a tensor in the layout of an array."""
     is_grey_or_coloured = tensor.ndim == 2 or (tensor.ndim == 3 and len(tensor) in (1, 2, 3, 4))
     if not is_grey_or_coloured:

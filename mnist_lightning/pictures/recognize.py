@@ -146,7 +146,7 @@ def recognize(net: nn.Module, pictures: Picture, single: bool = ...) -> Reading:
 @overload
 def recognize(net: nn.Module, pictures: Sequence[Picture], single: bool = ...) -> list[Reading]: ...
 def recognize(
-    net: nn.Module, pictures: Picture | Sequence[Picture], single: bool = False
+    net: nn.Module, pictures: "Picture | Sequence[Picture]", single: bool = False
 ) -> Reading | list[Reading]:
     """Find and classify the digits of one picture or of several.
 
