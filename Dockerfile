@@ -13,7 +13,7 @@ COPY pyproject.toml README.md LICENSE ./
 # It holds the version. The other files come later: a change to them does not install all packages again.
 COPY mnist_lightning/__init__.py mnist_lightning/
 # torch's own tests and C++ headers are 145 MB.
-RUN pip install ".[serve,export]" && rm -rf $TORCH/test $TORCH/include
+RUN pip install ".[serve,export,scans]" && rm -rf $TORCH/test $TORCH/include
 
 FROM packages AS project
 COPY mnist_lightning mnist_lightning

@@ -33,7 +33,7 @@ def measure(folder: str) -> None:
     from mnist_lightning.pictures.read import picture_files
     from mnist_lightning.pictures.recognize import recognize_files
 
-    files, net = picture_files([folder]), MLP()
+    files, net = picture_files([folder]).files, MLP()
     start = time.perf_counter()
     for _ in recognize_files(net, files):
         pass

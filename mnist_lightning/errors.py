@@ -25,13 +25,13 @@ class InputError(ValueError):
 
 
 @contextmanager
-def needs(extra: str) -> Iterator[None]:
+def needs(extra: str, what: str = "this") -> Iterator[None]:
     """Turn a failed import into one line that says which extra to install."""
     try:
         yield
     except ImportError as error:
         missing = error.name or error
-        raise InputError(f"this needs {missing}: pip install -e '.[{extra}]'") from error
+        raise InputError(f"{what} needs {missing}: pip install -e '.[{extra}]'") from error
 
 
 def printable(text: str) -> str:

@@ -35,6 +35,7 @@ from mnist_lightning.pictures.digits import Found, find_digits
 from mnist_lightning.pictures.read import SUFFIXES, picture_files, read_picture
 from mnist_lightning.pictures.recognize import (
     Digit,
+    Page,
     Reading,
     readings,
     recognize,
@@ -43,7 +44,7 @@ from mnist_lightning.pictures.recognize import (
 from mnist_lightning.pictures.write import COLUMNS, write_digits
 
 IMAGE = np.zeros((28, 28), np.uint8)
-NOT_A_PICTURE = "not a PNG, JPEG, BMP, GIF, TIFF or WebP picture"
+NOT_A_PICTURE = "not a PNG, JPEG, BMP, GIF, TIFF, WebP, HEIC, AVIF or PDF file"
 MODES = {
     "PNG": "1 L LA P RGB RGBA",
     "JPEG": "1 L RGB CMYK YCbCr",
@@ -314,8 +315,7 @@ def test_truncated(kind: str, kept: float, folder: Path, capfd: pytest.CaptureFi
 
 def test_other_files(folder: Path) -> None:
     others = [
-        content(Image.new("RGB", (8, 8)), kind)
-        for kind in ("EPS", "PDF", "PPM", "ICO", "TGA", "JPEG2000")
+        content(Image.new("RGB", (8, 8)), kind) for kind in ("EPS", "PPM", "ICO", "TGA", "JPEG2000")
     ]
     for data in (*others, b"<svg/>", bytes(1000), b""):
         with pytest.raises(InputError, match=f"^{NOT_A_PICTURE}$"):
@@ -385,7 +385,7 @@ def test_damaged_files(
 
 def test_picture_files(folder: Path) -> None:
     names = [
-        *(f"in/{number}{suffix}" for number, suffix in enumerate(SUFFIXES)),
+        *(f"in/{number:02}{suffix}" for number, suffix in enumerate(SUFFIXES)),
         "in/B.PNG",
         "in/a.JPeG",
     ]
@@ -401,15 +401,16 @@ def test_picture_files(folder: Path) -> None:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
     expected = [str(Path(name)) for name in names]
-    assert picture_files(["z", "in", "missing.png", "z"]) == ["z", *expected, "missing.png", "z"]
+    listed = picture_files(["z", "in", "missing.png", "z"])
+    assert listed.files == ["z", *expected, "missing.png", "z"]
     with pytest.raises(InputError) as error:
         picture_files(["empty"])
     assert (
         str(error.value) == f"no picture in empty: none of its files ends in {', '.join(SUFFIXES)}"
     )
     Path("in/out").symlink_to(folder / "out")  # a linked folder counts only if it is named
-    assert picture_files(["in"]) == expected
-    assert picture_files(["in/out"]) == [str(Path("in/out/4.png"))]
+    assert picture_files(["in"]).files == expected
+    assert picture_files(["in/out"]) == ([str(Path("in/out/4.png"))], [])
 
 
 # Recognition
@@ -518,14 +519,15 @@ def test_recognize_files(
     assert cv2.getNumThreads() == threads
     assert torch.equal(state, torch.random.get_rng_state())
     reasons = dict.fromkeys(files[10:12], NOT_A_PICTURE) | {files[20]: "no digit found"}
-    for file, (name, answer, kept) in zip(files, answers, strict=True):
-        assert (name, kept is not None) == (file, file in files[:4])
-        if file in reasons:
-            assert answer == reasons[file]
-        else:
-            assert [digit.box for digit in answer] == [digit.box for digit in recognize(net, file)]
+    for file, answer in zip(files, answers, strict=True):
+        assert answer[:3] == (file, 1, 1)
+        assert (answer.copy is not None) == (file in files[:4])
+        assert answer.error == reasons.get(file, "")
+        if not answer.error:
+            boxes = [digit.box for digit in recognize(net, file)]
+            assert [digit.box for digit in answer.reading] == boxes
     stream = recognize_files(net, files)
-    assert next(stream)[0] == files[0]
+    assert next(stream).file == files[0]
     stream.close()  # early
 
 
@@ -533,12 +535,12 @@ def test_a_picture_is_read_once(
     net: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    for name in ("read_picture", "find_digits"):
+    for name in ("read_pages", "find_digits"):
         call = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *given, c=call: calls.append(c) or c(*given))
     monkeypatch.setattr(marks, "prepared", lambda ink: calls.append("prepared") or prepared(ink))
     write_digits(Path(), [save("7", "a.png")], net)
-    assert calls == [read_picture, find_digits, "prepared"]
+    assert calls == [reader.read_pages, find_digits, "prepared"]
 
 
 def test_write_digits(net: nn.Module, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -553,24 +555,25 @@ def test_write_digits(net: nn.Module, folder: Path, capsys: pytest.CaptureFixtur
     assert files_in(Path("pictures")) == names
     least = [f"{min(digit.confidence for digit in reading):>10.1%}" for reading in (first, second)]
     assert capsys.readouterr().out.splitlines() == [
-        "file         line  confidence  digits",
-        f"in/a.png        1  {least[0]}  {first.text}",
-        f"in/b.png        1  {least[1]}  {second.text}",
-        "missing.png     -           -  no such file",
+        "file         page  line  confidence  digits",
+        f"in/a.png        1     1  {least[0]}  {first.text}",
+        f"in/b.png        1     1  {least[1]}  {second.text}",
+        "missing.png     1     -           -  no such file",
     ]
     with open("pictures.csv", newline="") as file:
         header, *rows = csv.reader(file)
     assert header == COLUMNS
-    assert rows.pop() == ["missing.png", *[""] * 22, "no such file"]
+    assert rows.pop() == ["missing.png", "1", *[""] * 22, "no such file"]
     expected = [(files[0], first, first[0]), *((files[1], second, digit) for digit in second)]
     for cells, (name, reading, digit) in zip(rows, expected, strict=True):
         runner_up = max(set(range(10)) - {digit.digit}, key=digit.probabilities.__getitem__)
         answer = str(digit.digit), str(int(digit.certain)), str(runner_up)
-        assert (*cells[:6], cells[7]) == (name, "1", str(digit.number), reading.text, *answer)
-        assert tuple(map(int, cells[9:13])) == digit.box
-        shares = cells[13:23]
+        place = name, "1", "1", str(digit.number), reading.text
+        assert (*cells[:7], cells[8]) == (*place, *answer)
+        assert tuple(map(int, cells[10:14])) == digit.box
+        shares = cells[14:24]
         np.testing.assert_allclose(np.array(shares, np.float32), digit.probabilities, rtol=1e-4)
-        assert (cells[6], cells[8], cells[23]) == (shares[digit.digit], shares[runner_up], "")
+        assert (cells[7], cells[9], cells[24]) == (shares[digit.digit], shares[runner_up], "")
     html = page.read_text()
     images = [base64.b64decode(png) for png in re.findall(r"image/png;base64,([^\"]*)", html)]
     for image, digit in zip(images, digits, strict=True):
@@ -603,7 +606,8 @@ def test_doubt(confidence: float, second: int, size: float, certain: bool) -> No
     row[0, 7] = confidence
     opinion = np.zeros(11, np.float32)
     opinion[second] = 0.6
-    (reading,) = readings([[Found(IMAGE, opinion, (0, 0, 1, 1), 1, 1, size)]], row)
+    found = Found(IMAGE, opinion, (0, 0, 1, 1), 1, 1, size)
+    (reading,) = readings([[Page(1, [found])]], row)
     assert reading.text == ("7" if certain else "7?")
 
 
@@ -613,7 +617,8 @@ def test_the_surer_of_two_is_believed(confidence: float, opinion: float, text: s
     row = np.full((1, 10), (1 - confidence) / 9, np.float32)
     row[0, 7] = confidence
     second = np.eye(11, dtype=np.float32)[1] * opinion
-    (reading,) = readings([[Found(IMAGE, second, (0, 0, 1, 1), 1, 1, 1)]], row)
+    found = Found(IMAGE, second, (0, 0, 1, 1), 1, 1, 1)
+    (reading,) = readings([[Page(1, [found])]], row)
     assert reading.text == text
     assert reading[0].confidence == row[0, int(text[0])]
     np.testing.assert_array_equal(reading[0].probabilities, row[0])
@@ -659,7 +664,7 @@ def test_strange_names(net: nn.Module, folder: Path, monkeypatch: pytest.MonkeyP
         "fünf 五.png".encode(),
     ]
     files = sorted(save("5", name) for name in names)
-    assert picture_files(["in"]) == files
+    assert picture_files(["in"]).files == files
     for encoding, five in (("utf-8", "fünf 五"), ("ascii", r"f\xfcnf \u4e94")):
         terminal = io.TextIOWrapper(io.BytesIO(), encoding)
         monkeypatch.setattr(sys, "stdout", terminal)

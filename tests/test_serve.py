@@ -141,6 +141,33 @@ def test_pictures(app: FastAPI, net: nn.Module) -> None:
             np.testing.assert_array_equal(seen, digit.pixels)
 
 
+def test_files_with_pages(app: FastAPI, net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = [Image.fromarray(page) for page in (PAGE, PAGE[:, :150])]
+    scan = content(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    (answer,) = ask(app, body=scan, kind="image/tiff").json()["pictures"]
+    assert [digit["page"] for digit in answer["digits"]] == [1, 1, 1, 1, 2, 2]
+    assert answer["text"] == recognize(net, scan).text
+    small = Image.new("L", (8, 8))
+    many = content(small, "TIFF", save_all=True, append_images=[small] * 50)
+    answer = ask(app, body=many, kind="image/tiff")
+    assert refused(answer) == 422
+    assert "at most 50 pages" in answer.json()["error"]
+    monkeypatch.setattr(module, "SECONDS_TO_READ", -1)
+    assert "at most 50 pages" in ask(app, body=scan, kind="image/tiff").json()["error"]
+
+
+def test_pdf_and_heic(app: FastAPI, net: nn.Module) -> None:
+    pytest.importorskip("pypdfium2")
+    heif = pytest.importorskip("pillow_heif")
+    page = Image.fromarray(PAGE)
+    heic = io.BytesIO()
+    heif.from_pillow(page.convert("RGB")).save(heic)
+    pdf = content(page, "PDF", save_all=True, append_images=[page.copy(), page.copy()])
+    first, second = ask(app, body=form(pdf, heic.getvalue()), kind=FORM).json()["pictures"]
+    assert [digit["page"] for digit in first["digits"]] == [1] * 4 + [2] * 4 + [3] * 4
+    assert len(second["digits"]) == 4
+
+
 @pytest.mark.parametrize(
     ("kind", "body", "status"),
     [

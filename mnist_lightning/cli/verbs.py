@@ -180,11 +180,12 @@ def _predict(words: Sequence[str]) -> int:
         say(f"Written: {written}" if written else "fast_dev_run: nothing was written")
         return 0
     from mnist_lightning.pictures.read import picture_files  # here, since OpenCV imports slowly
-    from mnist_lightning.pictures.write import FOLDER, write_digits
+    from mnist_lightning.pictures.write import FOLDER, show, write_digits
 
     run.model.setup("predict")
     net = run.model.net.to(_device(trainer.get("accelerator", "auto")))
-    folder, files = check_writable(Path(own.output or run.folder)), picture_files(own.images)
+    folder = check_writable(Path(own.output or run.folder))
+    files, left_out = picture_files(own.images)
     if not any(map(os.path.exists, files)):
         raise InputError(f"no such file: {files[0]}")
     done = write_digits(folder, files, net, single=own.single)
@@ -197,6 +198,8 @@ def _predict(words: Sequence[str]) -> int:
         f"\nDigits: {done.digits:,}{doubtful}   pictures: {done.pictures:,}   "
         f"without a digit: {done.failures:,}"
     )
+    for line in left_out:
+        show(line)
     say(f"Written: {', '.join(map(str, done.written))}")
     return 1 if done.failures else 0
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
+from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mnist_lightning.errors import InputError
@@ -20,11 +21,11 @@ from mnist_lightning.inference import classify
 from mnist_lightning.pictures.detector import NO_DIGIT
 from mnist_lightning.pictures.digits import Box, Found, find_digits
 from mnist_lightning.pictures.marks import stacked
-from mnist_lightning.pictures.read import Pixels, read_picture
+from mnist_lightning.pictures.read import MAX_PIXELS, Picture, Pixels, read_pages
 from mnist_lightning.report.blocks import Card, Gallery
 
-AT_ONCE = 256  # files whose digits are classified together
-COPIES_AT_ONCE = 8  # the same where pictures are kept for copies: each may have 8 MB
+AT_ONCE = 64  # files whose digits are classified together; each may have many pages
+COPIES_AT_ONCE = 8  # the same where copies are kept
 CARDS = 60  # that a notebook shows of a picture
 COPY_LEAST, COPY_MOST = 400, 1600  # pixels of the longer side of a copy
 WORTH_A_PROCESS = 500  # files; for fewer, starting it takes longer than reading them
@@ -34,7 +35,7 @@ DOUBTFUL = 0.3  # the detector's probability of "no digit" from which a find is 
 # bracket.
 LOWEST, HIGHEST = 0.7, 1.3
 
-Picture = str | Path | NDArray[np.uint8]
+ONE_PICTURE = str, Path, bytes, np.ndarray, Tensor, Image.Image
 
 
 class Digit(NamedTuple):
@@ -48,6 +49,7 @@ class Digit(NamedTuple):
     certain: bool  # the network is sure, the detector agrees, and it is as high as the others
     line: int  # of the page, from 1
     number: int  # within the line, from 1: the digits without a wide gap between them
+    page: int = 1  # of the file, from 1
 
     def __str__(self) -> str:
         """Return the digit, with a question mark if it is doubtful."""
@@ -69,23 +71,31 @@ class Digit(NamedTuple):
 
 
 class Reading(list[Digit]):
-    """The digits of one picture, in reading order."""
+    """The digits of one picture, in reading order, page by page."""
 
     @property
     def text(self) -> str:
-        """Its lines; between two numbers is a blank, and after a doubtful digit a question mark."""
-        lines = []
-        for _, line in groupby(self, lambda digit: digit.line):
-            numbers = groupby(line, lambda digit: digit.number)
-            lines.append(" ".join("".join(map(str, digits)) for _, digits in numbers))
-        return "\n".join(lines)
+        """Its lines; between two numbers is a blank, and after a doubtful digit a question mark.
+
+        Between two pages is an empty line.
+        """
+        pages = []
+        for _, page in groupby(self, lambda digit: digit.page):
+            lines = []
+            for _, line in groupby(page, lambda digit: digit.line):
+                numbers = groupby(line, lambda digit: digit.number)
+                lines.append(" ".join("".join(map(str, digits)) for _, digits in numbers))
+            pages.append("\n".join(lines))
+        return "\n\n".join(pages)
 
     def gallery(self, most: int = CARDS) -> Gallery:
         """Return cards of the first digits, each line of the page in a row of its own."""
-        cards, line = [], 1
+        cards: list[Card] = []
+        line = None
         for digit in self[:most]:
-            cards.append(digit.card(new_row=digit.line > line))
-            line = digit.line
+            is_new = (digit.page, digit.line) != line
+            cards.append(digit.card(new_row=is_new and line is not None))
+            line = digit.page, digit.line
         is_whole = len(cards) == len(self)
         caption = "" if is_whole else f"The first {len(cards)} of {len(self):,} digits"
         return Gallery(cards, caption)
@@ -96,90 +106,141 @@ class Reading(list[Digit]):
         return notebook([self.gallery()], self.text or "no digit found")
 
 
+class Page(NamedTuple):
+    """What was found on a page of a picture."""
+
+    number: int  # from 1
+    digits: list[Found]
+    error: str = ""  # why it was not read
+    copy: "Copy | None" = None
+
+
+def find_pages(
+    picture: Picture,
+    single: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    copies: int = 0,
+) -> Iterator[Page]:
+    """Find the digits on each page of a picture.
+
+    Args:
+        picture: As for ``read_pages``.
+        single: Whether each page is known to be one digit.
+        max_pixels: The largest width times height of a page.
+        copies: Of how many pages, from the first, a copy is wanted.
+    """
+    for number, pixels in enumerate(read_pages(picture, max_pixels), 1):
+        try:
+            if isinstance(pixels, InputError):
+                raise pixels
+            digits = find_digits(pixels, single)
+        except InputError as error:
+            yield Page(number, [], str(error))
+            continue
+        has_copy = number <= copies and len(digits) > 0
+        yield Page(number, digits, copy=_copy(pixels) if has_copy else None)
+
+
 @overload
 def recognize(net: nn.Module, pictures: Picture, single: bool = ...) -> Reading: ...  # type: ignore[overload-overlap]  # str
 @overload
 def recognize(net: nn.Module, pictures: Sequence[Picture], single: bool = ...) -> list[Reading]: ...
 def recognize(
-    net: nn.Module, pictures: Picture | Sequence[Picture], single: bool = False
+    net: nn.Module, pictures: "Picture | Sequence[Picture]", single: bool = False
 ) -> Reading | list[Reading]:
     """Find and classify the digits of one picture or of several.
 
     Args:
         net: From ``(B, 1, 28, 28)`` in [0, 1] to logits ``(B, 10)``, on any device and in any
             floating dtype. It is in evaluation mode during the call.
-        pictures: A picture, or a list of them: a file, or a uint8 array, grey ``(H, W)``, grey with
-            alpha ``(H, W, 2)``, RGB ``(H, W, 3)`` or RGBA ``(H, W, 4)``.
-        single: Whether each picture is known to be one digit.
+        pictures: A picture, or a list of them: a file's path, its bytes, or the file open in binary
+            mode; a PIL image; an array ``(H, W)`` or ``(H, W, C)``; or a tensor ``(H, W)`` or
+            ``(C, H, W)``. Arrays and tensors are uint8, or floats in [0, 1], of 1 to 4 channels:
+            grey, grey with alpha, RGB or RGBA.
+        single: Whether each page is known to be one digit.
 
     Returns:
-        The digits of the picture in reading order, none for an empty page, and their ``text``; for
-        a list of pictures a list of these.
+        The digits of the picture, of all its pages, in reading order, none for an empty page, and
+        their ``text``; for a list of pictures a list of these.
 
     Raises:
-        InputError: If a picture cannot be read; the message names its file.
+        InputError: If a page cannot be read; the message names its file.
     """
-    if isinstance(pictures, str | Path | np.ndarray):
-        return recognize(net, [pictures], single)[0]
+    if isinstance(pictures, ONE_PICTURE) or hasattr(pictures, "read"):
+        return recognize(net, [pictures], single)[0]  # type: ignore[list-item]
     found = []
-    for picture in pictures:
-        if isinstance(picture, np.ndarray):
-            found.append(find_digits(picture, single))
-            continue
-        try:
-            found.append(find_digits(read_picture(picture), single))
-        except InputError as error:
-            raise InputError(f"cannot read {picture}: {error}") from error
+    for number, picture in enumerate(pictures, 1):
+        pages = list(find_pages(picture, single))
+        for page in pages:
+            if page.error:
+                name = picture if isinstance(picture, str | Path) else f"picture {number}"
+                place = f", page {page.number}" if len(pages) > 1 else ""
+                raise InputError(f"cannot read {name}{place}: {page.error}")
+        found.append(pages)
     return readings(found, classify(net, images_of(found)))
 
 
-def images_of(pictures: Sequence[Sequence[Found]]) -> Pixels:
-    """Return the images ``(N, 28, 28)`` of all digits that were found in pictures."""
-    return stacked([digit.pixels for found in pictures for digit in found])
+def images_of(pictures: Sequence[Sequence[Page]]) -> Pixels:
+    """Return the images ``(N, 28, 28)`` of all digits that were found on the pages of pictures."""
+    images = []
+    for pages in pictures:
+        for page in pages:
+            images += [digit.pixels for digit in page.digits]
+    return stacked(images)
 
 
 def readings(
-    pictures: Sequence[Sequence[Found]], probabilities: NDArray[np.float32]
+    pictures: Sequence[Sequence[Page]], probabilities: NDArray[np.float32]
 ) -> list[Reading]:
     """Return the digits of each picture.
 
     Args:
-        pictures: What was found in each.
+        pictures: What was found on the pages of each.
         probabilities: The network's, for all ``images_of(pictures)``: ``(N, 10)``.
     """
     rows = iter(probabilities)
-    return [Reading(_digit(found, next(rows)) for found in picture) for picture in pictures]
+    return [_reading(pages, rows) for pages in pictures]
 
 
-def _digit(found: Found, probabilities: NDArray[np.float32]) -> Digit:
+def _reading(pages: Sequence[Page], rows: Iterator[NDArray[np.float32]]) -> Reading:
+    reading = Reading()
+    for page in pages:
+        reading += [_digit(found, next(rows), page.number) for found in page.digits]
+    return reading
+
+
+def _digit(found: Found, probabilities: NDArray[np.float32], page: int) -> Digit:
     opinion = found.probabilities[:NO_DIGIT]  # the detector's
     digit = int((probabilities + opinion).argmax())
     confidence, second_opinion = float(probabilities[digit]), int(opinion.argmax())
     is_digit = bool(found.probabilities[NO_DIGIT] < DOUBTFUL)
     is_sized = LOWEST < found.size < HIGHEST
     certain = confidence >= CERTAIN and is_digit and second_opinion == digit and is_sized
-    place = found.box, found.pixels, certain, found.line, found.number
+    place = found.box, found.pixels, certain, found.line, found.number, page
     return Digit(digit, confidence, probabilities, *place)
 
 
 class Copy(NamedTuple):
     """A copy of a picture to draw on."""
 
-    image: Image.Image  # RGB, on white paper
+    jpeg: bytes  # on white paper; a file can have a hundred, which as pixels would have 600 MB
     scale: float  # the copy's pixels for each pixel of the picture
 
 
-class FileFound(NamedTuple):
-    """What was found in a picture file."""
+class PageRead(NamedTuple):
+    """What was read on a page of a file."""
 
-    digits: list[Found]
-    reason: str = ""  # why there is no digit
-    copy: Copy | None = None
+    file: str
+    page: int  # from 1
+    pages: int  # of the file
+    reading: Reading
+    error: str  # why there is no digit
+    copy: Copy | None
 
 
 def recognize_files(
     net: nn.Module, files: Sequence[str], copies: int = 0, single: bool = False
-) -> Iterator[tuple[str, Reading | str, Copy | None]]:
+) -> Iterator[PageRead]:
     """Find and classify the digits of many files.
 
     On Linux, one process per core reads on while the network works. Memory does not grow with
@@ -188,12 +249,11 @@ def recognize_files(
     Args:
         net: As for ``recognize``.
         files: Paths of pictures.
-        copies: Of how many files, from the first, a copy is wanted.
-        single: Whether each picture is known to be one digit.
+        copies: Of how many files, from the first, copies of so many pages are wanted.
+        single: Whether each page is known to be one digit.
 
     Yields:
-        Each file in order; its digits, or the reason why it has none; and its copy, if one is
-        wanted and it has digits.
+        Each page of each file in order.
     """
     # Threads took three times as long for small files: Python's lock is held for most of the 300 us
     # that each needs.
@@ -209,7 +269,7 @@ def recognize_files(
     batches = with_copies + [(names, False) for names in _batches(files[copies:], AT_ONCE)]
     loader: DataLoader[Any] = DataLoader(
         batches,  # type: ignore[arg-type]
-        collate_fn=partial(_find_in_files, single),
+        collate_fn=partial(_find_in_files, single, copies),
         **settings,
     )
     threads = cv2.getNumThreads()
@@ -218,30 +278,24 @@ def recognize_files(
     results = iter(loader)
     cv2.setNumThreads(threads)
     for (names, _), found in zip(batches, results, strict=True):
-        lists = [each.digits for each in found]
-        read = readings(lists, classify(net, images_of(lists)))
-        for name, each, digits in zip(names, found, read, strict=True):
-            yield name, digits or each.reason, each.copy
+        rows = iter(classify(net, images_of(found)))
+        for name, pages in zip(names, found, strict=True):
+            for page in pages:
+                error = page.error if page.error or page.digits else "no digit found"
+                reading = _reading([page], rows)
+                yield PageRead(name, page.number, len(pages), reading, error, page.copy)
 
 
 def _batches(files: Sequence[str], size: int) -> list[Sequence[str]]:
     return [files[start : start + size] for start in range(0, len(files), size)]
 
 
-def _find_in_files(single: bool, batch: tuple[Sequence[str], bool]) -> list[FileFound]:
+def _find_in_files(
+    single: bool, copies: int, batch: tuple[Sequence[str], bool]
+) -> list[list[Page]]:
     files, keeps_copies = batch
-    return [_find_in_file(file, keeps_copies, single) for file in files]
-
-
-def _find_in_file(file: str, keeps_copy: bool, single: bool) -> FileFound:
-    try:
-        picture = read_picture(file)
-        digits = find_digits(picture, single)
-    except InputError as error:
-        return FileFound([], str(error))
-    if not digits:
-        return FileFound([], "no digit found")
-    return FileFound(digits, copy=_copy(picture) if keeps_copy else None)
+    wanted = copies if keeps_copies else 0
+    return [list(find_pages(file, single, copies=wanted)) for file in files]
 
 
 def _copy(picture: Pixels) -> Copy:
@@ -252,4 +306,6 @@ def _copy(picture: Pixels) -> Copy:
     image = image.resize(size, reducing_gap=2)
     paper = Image.new("RGB", size, "white")
     paper.paste(image, mask=image.getchannel("A") if image.mode == "RGBA" else None)
-    return Copy(paper, scale)
+    file = BytesIO()
+    paper.save(file, "JPEG", quality=95)
+    return Copy(file.getvalue(), scale)

@@ -22,9 +22,8 @@ from mnist_lightning import __version__
 from mnist_lightning.data.drawings import keep
 from mnist_lightning.errors import InputError, needs
 from mnist_lightning.inference import classify
-from mnist_lightning.pictures.digits import Found, find_digits
 from mnist_lightning.pictures.read import read_picture
-from mnist_lightning.pictures.recognize import images_of, readings
+from mnist_lightning.pictures.recognize import Page, find_pages, images_of, readings
 from mnist_lightning.serve.batcher import Batcher
 from mnist_lightning.serve.schema import BODY, REFUSALS, Answers, Digit, Drawing, Picture
 
@@ -40,12 +39,14 @@ with needs("serve"):
 MAX_REQUESTS = 64  # in progress; the next one is refused with 503
 MAX_BODY = 10_000_000  # bytes
 SHORT = 100_000  # bytes of JSON
-MAX_PIXELS = 16_000_000  # of the pictures of a request
+MAX_PIXELS = 16_000_000  # of a page
 MAX_PICTURES = 20  # of a request
+MAX_PAGES = 50  # of the pictures of a request
 MAX_DRAWINGS = 10_000  # kept
 READERS = min(8, os.cpu_count() or 1)  # threads that read pictures
 SECONDS_TO_SEND = 10  # for a request's body
 SECONDS_TO_ANSWER = 30
+SECONDS_TO_READ = 20  # after which a thread begins no further page
 PATHS = ("/", "/docs", "/openapi.json", "/health", "/metrics", "/predict", "/drawings")
 RETRY = {"Retry-After": "1"}  # seconds
 CSP = (
@@ -158,13 +159,22 @@ async def files_of(request: Request, body: bytes) -> list[bytes]:
     return pictures
 
 
-def find(pictures: list[bytes]) -> list[list[Found]]:
-    """Return the digits found in each picture."""
-    left, found = MAX_PIXELS, []
+def find(pictures: list[bytes]) -> list[list[Page]]:
+    """Return what was found on the pages of each picture."""
+    end = time.monotonic() + SECONDS_TO_READ
+    number, found = 0, []
     for picture in pictures:
-        pixels = read_picture(picture, left)
-        left -= pixels.shape[0] * pixels.shape[1]
-        found.append(find_digits(pixels))
+        pages = []
+        for page in find_pages(picture, max_pixels=MAX_PIXELS):
+            number += 1
+            if page.error:
+                place = f"page {page.number}: " if page.number > 1 else ""
+                raise InputError(place + page.error)
+            if number > MAX_PAGES or time.monotonic() > end:
+                most = f"{MAX_PAGES} pages, and what takes {SECONDS_TO_READ} seconds to read"
+                raise InputError(f"too many pages: a request may have at most {most}")
+            pages.append(page)
+        found.append(pages)
     return found
 
 

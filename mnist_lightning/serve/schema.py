@@ -44,9 +44,10 @@ class Digit(BaseModel):
     confidence: float
     certain: bool
     probabilities: list[float]
-    box: list[int] = Field(description="left, top, right, bottom in the picture's pixels")
+    box: list[int] = Field(description="left, top, right, bottom in the page's pixels")
     line: int
     number: int
+    page: int
     pixels: str | None = Field(None, description="what the network saw, a 28x28 PNG in base64")
 
     @classmethod
@@ -59,9 +60,12 @@ class Digit(BaseModel):
 
 
 class Picture(BaseModel):
-    """The digits of a picture in reading order."""
+    """The digits of a picture in reading order, page by page."""
 
-    text: str = Field(description="its lines; a question mark follows a doubtful digit")
+    text: str = Field(
+        description="its lines, with an empty one between two pages; "
+        "a question mark follows a doubtful digit"
+    )
     digits: list[Digit]
 
 
