@@ -13,7 +13,14 @@ from mnist_lightning.errors import InputError
 from mnist_lightning.pictures.detector import NO_DIGIT
 from mnist_lightning.pictures.ink import by_polarity, find_ink
 from mnist_lightning.pictures.marks import Mark, connected, cut_apart, detected, joined, lone_mark
-from mnist_lightning.pictures.paper import PHOTOGRAPH, Transform, find_sheet, grey_levels, skew, turned
+from mnist_lightning.pictures.paper import (
+    PHOTOGRAPH,
+    Transform,
+    find_sheet,
+    grey_levels,
+    skew,
+    turned,
+)
 from mnist_lightning.pictures.read import MIN_CONTRAST, Pixels
 from mnist_lightning.pictures.ruled_lines import (
     SHORTEST,
@@ -138,9 +145,8 @@ class _Reading(NamedTuple):
         1s do not count: every bar looks like one.
         """
         marks = [mark for line in self.lines for mark in line]
-        return sum(
-            2 * mark.probability - 1 for mark in marks if mark.probabilities[:NO_DIGIT].argmax() != 1
-        )
+        others = [mark for mark in marks if mark.probabilities[:NO_DIGIT].argmax() != 1]
+        return sum(2 * mark.probability - 1 for mark in others)
 
 
 def _likeliest(page: Pixels, single: bool) -> _Reading:
@@ -329,7 +335,7 @@ def _digits_of(line: Sequence[Mark], usual: float) -> tuple[list[Mark], float]:
         if mark.height < max(PIECE * usual, 0.4 * mark.width):
             cost += sum(losses[start:stop])
         else:
-            # Of several marks none is rejected with the others: a sign does not take its neighbours.
+            # Several marks are not rejected together: a sign does not take its neighbours along.
             most = PER_REJECT + PER_DIGIT if owners[start] == owners[stop - 1] else math.inf
             cost += min(most, _cost_of(mark)) + PER_CUT * pieces[start].cut
             digits = [*digits, mark]
