@@ -34,6 +34,7 @@ from mnist_lightning.pictures.ruled_lines import (
 WORKING_SIDE = 1600
 MAX_DIGITS = 500  # in one picture
 SURE = 0.95  # the detector's probability of a digit that stays as it is, even if it fills the page
+THIN = 1 / 40  # the ink of a line across the page, as a share of its length's square
 SPECK = 0.15  # of the digits' height: a smaller mark is dirt
 PIECE = 0.4  # of the digits' height: a lower mark may be a piece of a digit, and is none of its own
 BODY = 0.65  # of the digits' height: a lower mark begins no line
@@ -51,6 +52,7 @@ FEW = 2  # digits of a page that may be one digit after all
 NEAR = 0.2  # of the longer side of all ink, between the pieces of a digit that is alone
 ALONE, MOSTLY = 0.95, 0.8  # shares of the ink of a digit that is alone, or beside dirt
 GOOD = 0.85  # the mean probability of the digits of a page that is read once
+UNLIKELY = -0.5  # what a find counts that is no digit
 CHEAP = 0.5  # the cost of each digit of such a page
 BETTER = 1.0  # digits that another reading must gain, if the detector is sure of its digits
 MUCH_BETTER = 3.0  # the same if it is not
@@ -142,11 +144,12 @@ class _Reading(NamedTuple):
     def worth(self) -> float:
         """Return how many more digits are right than wrong, as the detector expects.
 
-        1s do not count: every bar looks like one.
+        What is no digit is doubtful, which is half as bad as wrong. 1s do not count: every bar
+        looks like one.
         """
         marks = [mark for line in self.lines for mark in line]
         others = [mark for mark in marks if mark.probabilities[:NO_DIGIT].argmax() != 1]
-        return sum(2 * mark.probability - 1 for mark in others)
+        return sum(max(2 * mark.probability - 1, UNLIKELY) for mark in others)
 
 
 def _likeliest(page: Pixels, single: bool) -> _Reading:
@@ -154,10 +157,14 @@ def _likeliest(page: Pixels, single: bool) -> _Reading:
     if np.ptp(page) < MIN_CONTRAST:
         return _Reading([], 0)
     lighter, darker = by_polarity(page)
+    is_photograph = min(page.shape) >= PHOTOGRAPH
     lone = []
     for work in (lighter, darker):
         mark, share = lone_mark(work, NEAR)
-        if detected([mark])[0].probability >= SURE and share >= ALONE and not single:
+        detected([mark])
+        if is_photograph and not single and _touches_edge(mark, page.shape):
+            share = 0.0  # a table, a shadow, a finger
+        if mark.probability >= SURE and share >= ALONE and not single:
             return _Reading([[mark]], _cost_of(mark))
         lone.append((_Reading([[mark]], _cost_of(mark) + PER_LOSS * (1 - share)), share))
     as_one, share = min(lone, key=lambda each: each[0].cost)
@@ -167,7 +174,7 @@ def _likeliest(page: Pixels, single: bool) -> _Reading:
     best = _read(lighter)
     is_one = share >= MOSTLY and mark.probability >= 0.5
     if not best.is_good and not is_one:
-        photographs = (lighter, darker) if min(page.shape) >= PHOTOGRAPH else ()
+        photographs = (lighter, darker) if is_photograph else ()
         others = [
             _read(darker),
             *(_read(lighter, quarters) for quarters in (1, 2, 3)),
@@ -257,27 +264,42 @@ def _lines_of_digits(ink: Pixels, mask: Pixels) -> tuple[list[list[Mark]], float
 
 def _without_ruled_lines(marks: Sequence[Mark], page: tuple[int, int]) -> list[Mark]:
     """Remove lines and frames from what is no digit."""
-    # A digit has lines too, but they are shorter than it is high.
-    has_digits = any(mark.probability >= 0.5 for mark in marks)
-    usual = _usual_height(marks)
+    are_rules = [is_long(mark, page) and _is_thin(mark) for mark in marks]
+    others = [mark for mark, is_rule in zip(marks, are_rules, strict=True) if not is_rule]
+    has_digits = any(mark.probability >= 0.5 for mark in others)
+    usual = _usual_height(others)
     rest: list[Mark] = []
-    for mark, is_frame in zip(marks, frames(marks), strict=True):
+    for mark, is_rule, is_frame in zip(marks, are_rules, frames(marks), strict=True):
         is_digit, is_bar = mark.probability >= 0.5, is_long(mark, page)
-        if is_digit and not is_frame and (not is_bar or mark.probability >= SURE):
+        is_sure = is_digit and (not is_bar or mark.probability >= SURE)
+        if is_sure and not is_frame and not is_rule:
             rest.append(mark)
             continue
-        shortest = SHORTEST if is_bar else 1.2 * mark.height  # a plus sign's are shorter
-        parts = detected(without_lines(mark, page, 1.2 * usual if has_digits else shortest))
-        is_line = is_frame or (is_bar and not is_digit)
+        # A digit has lines too, but they are shorter than it is high; so are those of a plus sign.
+        least = 1.2 * (usual if has_digits else mark.height)
+        parts = detected(
+            without_lines(mark, page, SHORTEST if is_bar and not has_digits else least)
+        )
+        is_line = is_rule or is_frame or (is_bar and not is_digit)
         is_better = any(part.probability > mark.probability for part in parts)
         rest.extend(parts if is_line or is_better else [mark])
     return rest if len(rest) == len(marks) else thicker_than_lines(rest)
 
 
+def _is_thin(mark: Mark) -> bool:
+    """Return whether a mark is as thin as a ruled line."""
+    return mark.area < THIN * max(mark.height, mark.width) ** 2
+
+
 def _is_cut_off(mark: Mark, page: tuple[int, int], usual: float) -> bool:
     """Return whether the page's edge cuts off a mark that is no digit: a table, half a digit."""
-    is_within = mark.left > 0 and mark.top > 0 and mark.right < page[1] and mark.bottom < page[0]
-    return not is_within and (mark.probability < 0.5 or mark.height >= 2 * usual)
+    is_odd = mark.probability < 0.5 or mark.height >= 2 * usual
+    return is_odd and _touches_edge(mark, page)
+
+
+def _touches_edge(mark: Mark, page: tuple[int, ...]) -> bool:
+    height, width = page
+    return mark.left == 0 or mark.top == 0 or mark.right == width or mark.bottom == height
 
 
 def _usual_height(marks: Sequence[Mark]) -> float:
@@ -332,7 +354,7 @@ def _digits_of(line: Sequence[Mark], usual: float) -> tuple[list[Mark], float]:
     best: list[tuple[float, list[Mark]]] = [(0.0, []), *[(math.inf, [])] * len(pieces)]
     for (start, stop), mark in zip(groups, candidates, strict=True):
         cost, digits = best[start]
-        if mark.height < max(PIECE * usual, 0.4 * mark.width):
+        if _is_low(mark, usual):
             cost += sum(losses[start:stop])
         else:
             # Several marks are not rejected together: a sign does not take its neighbours along.
@@ -343,6 +365,12 @@ def _digits_of(line: Sequence[Mark], usual: float) -> tuple[list[Mark], float]:
             best[stop] = cost, digits
     cost, digits = best[-1]
     return digits, cost
+
+
+def _is_low(mark: Mark, usual: float) -> bool:
+    """Return whether a mark is too low for a digit; a low 1 is a comma."""
+    least = BODY if mark.probabilities[:NO_DIGIT].argmax() == 1 else PIECE
+    return mark.height < max(least * usual, 0.4 * mark.width)
 
 
 def _groups(pieces: Sequence[Mark], usual: float) -> list[tuple[int, int]]:
