@@ -274,9 +274,8 @@ def test_other_arrays_are_refused(shape: tuple[int, ...], dtype: str) -> None:
 
 def test_many_marks() -> None:
     def marks(rows: int, columns: int) -> np.ndarray:
-        cell = np.zeros((32, 32), np.uint8)
-        cell[:20, :10] = 255
-        return np.pad(np.tile(cell, (rows, columns)), 4)
+        two = cv2.resize(255 - drawn(2), (24, 24), interpolation=cv2.INTER_AREA)
+        return np.pad(np.tile(np.pad(two, ((0, 8), (4, 4))), (rows, columns)), 4)
 
     assert len(find_digits(marks(20, 25))) == MAX_DIGITS
     with pytest.raises(InputError, match=r"^expected at most 500 digits, found 529$"):

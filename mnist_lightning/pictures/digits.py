@@ -53,9 +53,9 @@ NEAR = 0.2  # of the longer side of all ink, between the pieces of a digit that 
 ALONE, MOSTLY = 0.95, 0.8  # shares of the ink of a digit that is alone, or beside dirt
 GOOD = 0.85  # the mean probability of the digits of a page that is read once
 UNLIKELY = -0.5  # what a find counts that is no digit
-CHEAP = 0.5  # the cost of each digit of such a page
-BETTER = 1.0  # digits that another reading must gain, if the detector is sure of its digits
-MUCH_BETTER = 3.0  # the same if it is not
+CHEAP = 0.5  # the cost of each digit of such a page, and of two more for its lines
+BETTER = 0.5  # digits that another reading must gain, if the detector is sure of its digits
+MUCH_BETTER = 2.0  # the same if it is not
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two exclusive
 
@@ -137,7 +137,7 @@ class _Reading(NamedTuple):
     def is_good(self) -> bool:
         """Return whether it explains the ink by digits that the detector is sure of."""
         digits = self.probabilities
-        is_cheap = self.cost <= CHEAP * len(digits)
+        is_cheap = self.cost <= CHEAP * (len(digits) + 2)
         return bool(len(digits)) and is_cheap and float(digits.mean()) >= GOOD
 
     @property
@@ -257,6 +257,8 @@ def _lines_of_digits(ink: Pixels, mask: Pixels) -> tuple[list[list[Mark]], float
         cost += line_cost
         if digits:
             lines.append(digits)
+    likely = [line for line in lines if any(mark.probability >= 0.5 for mark in line)]
+    lines = likely or lines  # beside a line of digits, one without any is a picture or a text
     read = sum(mark.area for digits in lines for mark in digits)
     cost += PER_LOSS * max(0, 1 - read / total)
     return lines, cost
@@ -280,9 +282,12 @@ def _without_ruled_lines(marks: Sequence[Mark], page: tuple[int, int]) -> list[M
         parts = detected(
             without_lines(mark, page, SHORTEST if is_bar and not has_digits else least)
         )
-        is_line = is_rule or is_frame or (is_bar and not is_digit)
+        is_line = is_frame or (is_bar and not is_digit)
         is_better = any(part.probability > mark.probability for part in parts)
-        rest.extend(parts if is_line or is_better else [mark])
+        if is_rule:
+            rest.extend(part for part in parts if not _is_thin(part))
+        else:
+            rest.extend(parts if is_line or is_better else [mark])
     return rest if len(rest) == len(marks) else thicker_than_lines(rest)
 
 

@@ -100,8 +100,11 @@ def _without_ground(work: Pixels) -> Pixels:
 def _thin_parts(work: Pixels) -> Pixels:
     """Return a picture without its ground and without parts that are thicker than a stroke."""
     window = 2 * (max(work.shape) // THICKEST // 2) + 1
-    opened = cv2.morphologyEx(work, cv2.MORPH_OPEN, np.ones((window, window), np.uint8))
-    return _above(work, cv2.blur(opened, (5, 5)))
+    kernel = np.ones((window, window), np.uint8)
+    opened = cv2.morphologyEx(work, cv2.MORPH_OPEN, kernel)
+    # What hangs together with a thick part belongs to it: a finger's round tip.
+    ground = np.minimum(cv2.dilate(opened, kernel), work)
+    return _above(work, cv2.blur(ground, (5, 5)))
 
 
 def _above(work: Pixels, ground: Pixels) -> Pixels:
