@@ -606,7 +606,7 @@ def test_doubt(confidence: float, second: int, size: float, certain: bool) -> No
     row[0, 7] = confidence
     opinion = np.zeros(11, np.float32)
     opinion[second] = 0.6
-    found = Found(IMAGE, opinion, (0, 0, 1, 1), 1, 1, size)
+    found = Found(IMAGE, opinion, (0, 0, 1, 1), 1, 1, size, True)
     (reading,) = readings([[Page(1, [found])]], row)
     assert reading.text == ("7" if certain else "7?")
 
@@ -617,7 +617,7 @@ def test_the_surer_of_two_is_believed(confidence: float, opinion: float, text: s
     row = np.full((1, 10), (1 - confidence) / 9, np.float32)
     row[0, 7] = confidence
     second = np.eye(11, dtype=np.float32)[1] * opinion
-    found = Found(IMAGE, second, (0, 0, 1, 1), 1, 1, 1)
+    found = Found(IMAGE, second, (0, 0, 1, 1), 1, 1, 1, True)
     (reading,) = readings([[Page(1, [found])]], row)
     assert reading.text == text
     assert reading[0].confidence == row[0, int(text[0])]

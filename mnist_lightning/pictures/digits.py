@@ -51,11 +51,13 @@ LIKELY = 0.05  # the least probability of a lone digit that competes with a few 
 FEW = 2  # digits of a page that may be one digit after all
 NEAR = 0.2  # of the longer side of all ink, between the pieces of a digit that is alone
 ALONE, MOSTLY = 0.95, 0.8  # shares of the ink of a digit that is alone, or beside dirt
-GOOD = 0.85  # the mean probability of the digits of a page that is read once
+GOOD = 0.93  # the mean probability of the digits of a page that is read once
+POOR = 0.7  # the same of a page that is also tried on its side and in the other polarity
+CHEAP = 0.5  # the cost of each digit of a good page, and of two more for its lines
 UNLIKELY = -0.5  # what a find counts that is no digit
-CHEAP = 0.5  # the cost of each digit of such a page, and of two more for its lines
-BETTER = 0.5  # digits that another reading must gain, if the detector is sure of its digits
+BETTER = 0.5  # digits that another reading must gain, if it is good
 MUCH_BETTER = 2.0  # the same if it is not
+SHARE_BETTER = 0.25  # the same as a share of the digits of the first reading
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two exclusive
 
@@ -69,6 +71,7 @@ class Found(NamedTuple):
     line: int  # of the page, from 1
     number: int  # within the line, from 1
     size: float  # its height, as a share of the median of the picture's digits
+    is_clear: bool  # whether the detector is sure of most digits of the page
 
 
 def find_digits(picture: Pixels, single: bool = False) -> list[Found]:
@@ -117,7 +120,8 @@ def find_digits(picture: Pixels, single: bool = False) -> list[Found]:
         for mark, number in zip(marks, _numbers(marks), strict=True):
             box = _box(mark, transform, width, height)
             share = float(mark.height / usual)
-            found.append(Found(mark.image, mark.probabilities, box, line, number, share))
+            place = box, line, number, share
+            found.append(Found(mark.image, mark.probabilities, *place, reading.mean >= POOR))
     return found
 
 
@@ -134,11 +138,20 @@ class _Reading(NamedTuple):
         return np.array([mark.probability for line in self.lines for mark in line])
 
     @property
+    def mean(self) -> float:
+        """The mean of these; 0 without digits."""
+        return float(self.probabilities.mean()) if len(self.probabilities) else 0.0
+
+    @property
     def is_good(self) -> bool:
         """Return whether it explains the ink by digits that the detector is sure of."""
-        digits = self.probabilities
-        is_cheap = self.cost <= CHEAP * (len(digits) + 2)
-        return bool(len(digits)) and is_cheap and float(digits.mean()) >= GOOD
+        is_cheap = self.cost <= CHEAP * (len(self.probabilities) + 2)
+        return is_cheap and self.mean >= GOOD
+
+    def is_better_than(self, other: "_Reading") -> bool:
+        """Return whether the detector is sure of more digits, so that this is no accident."""
+        least = BETTER if self.is_good else MUCH_BETTER
+        return self.worth > max(other.worth, 0) + max(least, SHARE_BETTER * other.worth)
 
     @property
     def worth(self) -> float:
@@ -174,15 +187,15 @@ def _likeliest(page: Pixels, single: bool) -> _Reading:
     best = _read(lighter)
     is_one = share >= MOSTLY and mark.probability >= 0.5
     if not best.is_good and not is_one:
-        photographs = (lighter, darker) if is_photograph else ()
-        others = [
-            _read(darker),
-            *(_read(lighter, quarters) for quarters in (1, 2, 3)),
-            *(_read(work, pen_only=True) for work in photographs),
-        ]
+        others = [_read(lighter, 2)]
+        if is_photograph:
+            others.append(_read(lighter, pen_only=True))
+        if best.mean < POOR:
+            others += [_read(darker), _read(lighter, 1), _read(lighter, 3)]
+            if is_photograph:
+                others.append(_read(darker, pen_only=True))
         likeliest = max(others, key=lambda reading: reading.worth)
-        gain = likeliest.worth - max(best.worth, 0)
-        if gain > (BETTER if likeliest.is_good else MUCH_BETTER):
+        if likeliest.is_better_than(best):
             best = likeliest
     is_clear = as_one is lone[0][0] and len(best.probabilities) <= FEW
     least = LIKELY if is_clear else 0.5
@@ -249,7 +262,7 @@ def _lines_of_digits(ink: Pixels, mask: Pixels) -> tuple[list[list[Mark]], float
     marks = _without_ruled_lines(marks, (height, width))
     usual = _usual_height(marks)
     if any(mark.probability >= 0.5 for mark in marks):
-        marks = [mark for mark in marks if not _is_cut_off(mark, (height, width), usual)]
+        marks = _without_cut_off(marks, (height, width), usual)
     marks = [mark for mark in marks if max(mark.height, mark.width) >= SPECK * usual]
     lines, cost = [], 0.0
     for line in _grouped(marks, usual):
@@ -296,10 +309,17 @@ def _is_thin(mark: Mark) -> bool:
     return mark.area < THIN * max(mark.height, mark.width) ** 2
 
 
-def _is_cut_off(mark: Mark, page: tuple[int, int], usual: float) -> bool:
-    """Return whether the page's edge cuts off a mark that is no digit: a table, half a digit."""
-    is_odd = mark.probability < 0.5 or mark.height >= 2 * usual
-    return is_odd and _touches_edge(mark, page)
+def _without_cut_off(marks: Sequence[Mark], page: tuple[int, int], usual: float) -> list[Mark]:
+    """Remove what the page's edge cuts off and is no digit: a table, half a digit."""
+    rest: list[Mark] = []
+    for mark in marks:
+        is_digit = mark.probability >= 0.5 and mark.height < 2 * usual
+        if is_digit or not _touches_edge(mark, page):
+            rest.append(mark)
+        elif mark.height < 2 * usual:  # it may be a digit that hangs together with a comma
+            digits, _ = _digits_of([mark], usual)
+            rest.extend(digit for digit in digits if digit.probability >= SURE)
+    return rest
 
 
 def _touches_edge(mark: Mark, page: tuple[int, ...]) -> bool:

@@ -213,7 +213,7 @@ def _digit(found: Found, probabilities: NDArray[np.float32], page: int) -> Digit
     opinion = found.probabilities[:NO_DIGIT]  # the detector's
     digit = int((probabilities + opinion).argmax())
     confidence, second_opinion = float(probabilities[digit]), int(opinion.argmax())
-    is_digit = bool(found.probabilities[NO_DIGIT] < DOUBTFUL)
+    is_digit = found.is_clear and bool(found.probabilities[NO_DIGIT] < DOUBTFUL)
     is_sized = LOWEST < found.size < HIGHEST
     certain = confidence >= CERTAIN and is_digit and second_opinion == digit and is_sized
     place = found.box, found.pixels, certain, found.line, found.number, page
