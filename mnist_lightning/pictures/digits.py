@@ -55,8 +55,8 @@ GOOD = 0.93  # the mean probability of the digits of a page that is read once
 POOR = 0.7  # the same of a page that is also tried on its side and in the other polarity
 CHEAP = 0.5  # the cost of each digit of a good page, and of two more for its lines
 UNLIKELY = -0.5  # what a find counts that is no digit
-BETTER = 0.5  # digits that another reading must gain, if it is good
-MUCH_BETTER = 2.0  # the same if it is not
+BETTER = 0.5  # digits that a good reading must have, or may lack of another that is not good
+MUCH_BETTER = 2.0  # digits that another reading must gain if it is not good either
 SHARE_BETTER = 0.25  # the same as a share of the digits of the first reading
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two exclusive
@@ -139,8 +139,16 @@ class _Reading(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """The mean of these; 0 without digits."""
-        return float(self.probabilities.mean()) if len(self.probabilities) else 0.0
+        """The mean of these, without 1s if there are others; 0 without digits."""
+        others = [mark.probability for mark in self.no_bars]
+        probabilities = others or self.probabilities
+        return float(np.mean(probabilities)) if len(probabilities) else 0.0
+
+    @property
+    def no_bars(self) -> list[Mark]:
+        """The digits but for 1s, since every bar looks like one."""
+        marks = [mark for line in self.lines for mark in line]
+        return [mark for mark in marks if mark.probabilities[:NO_DIGIT].argmax() != 1]
 
     @property
     def is_good(self) -> bool:
@@ -150,19 +158,17 @@ class _Reading(NamedTuple):
 
     def is_better_than(self, other: "_Reading") -> bool:
         """Return whether the detector is sure of more digits, so that this is no accident."""
-        least = BETTER if self.is_good else MUCH_BETTER
-        return self.worth > max(other.worth, 0) + max(least, SHARE_BETTER * other.worth)
+        if self.is_good:
+            return self.worth > max(BETTER, other.worth - BETTER)
+        return self.worth > max(other.worth, 0) + max(MUCH_BETTER, SHARE_BETTER * other.worth)
 
     @property
     def worth(self) -> float:
         """Return how many more digits are right than wrong, as the detector expects.
 
-        What is no digit is doubtful, which is half as bad as wrong. 1s do not count: every bar
-        looks like one.
+        What is no digit is doubtful, which is half as bad as wrong. 1s do not count.
         """
-        marks = [mark for line in self.lines for mark in line]
-        others = [mark for mark in marks if mark.probabilities[:NO_DIGIT].argmax() != 1]
-        return sum(max(2 * mark.probability - 1, UNLIKELY) for mark in others)
+        return sum(max(2 * mark.probability - 1, UNLIKELY) for mark in self.no_bars)
 
 
 def _likeliest(page: Pixels, single: bool) -> _Reading:
