@@ -153,8 +153,8 @@ class _Reading(NamedTuple):
     @property
     def is_good(self) -> bool:
         """Return whether it explains the ink by digits that the detector is sure of."""
-        is_cheap = self.cost <= CHEAP * (len(self.probabilities) + 2)
-        return is_cheap and self.mean >= GOOD
+        doubt = self.cost - PER_DIGIT * len(self.probabilities)
+        return doubt <= CHEAP * (len(self.no_bars) + 2) and self.mean >= GOOD
 
     def is_better_than(self, other: "_Reading") -> bool:
         """Return whether the detector is sure of more digits, so that this is no accident."""
@@ -193,20 +193,30 @@ def _likeliest(page: Pixels, single: bool) -> _Reading:
     best = _read(lighter)
     is_one = share >= MOSTLY and mark.probability >= 0.5
     if not best.is_good and not is_one:
-        others = [_read(lighter, 2)]
-        if is_photograph:
-            others.append(_read(lighter, pen_only=True))
-        if best.mean < POOR:
-            others += [_read(darker), _read(lighter, 1), _read(lighter, 3)]
-            if is_photograph:
-                others.append(_read(darker, pen_only=True))
-        likeliest = max(others, key=lambda reading: reading.worth)
-        if likeliest.is_better_than(best):
-            best = likeliest
+        best = _better(best, lighter, darker, is_photograph)
     is_clear = as_one is lone[0][0] and len(best.probabilities) <= FEW
     least = LIKELY if is_clear else 0.5
     may_be_one = share >= MOSTLY and mark.probability >= least
     return as_one if may_be_one and as_one.cost <= best.cost else best
+
+
+def _better(first: _Reading, lighter: Pixels, darker: Pixels, is_photograph: bool) -> _Reading:
+    """Return the likeliest of the other readings of a page, or the first if none is better."""
+    ways: list[tuple[Pixels, int, bool]] = [(lighter, 2, False)]  # page, quarters, only the pen
+    if is_photograph:
+        ways.append((lighter, 0, True))
+    if first.mean < POOR:
+        ways += [(darker, 0, False), (lighter, 1, False), (lighter, 3, False)]
+        if is_photograph:
+            ways.append((darker, 0, True))
+    best = first
+    for way in ways:
+        reading = _read(*way)
+        if reading.is_better_than(first) and reading.worth > best.worth:
+            best = reading
+        if best.is_good and len(best.no_bars) > FEW:
+            break
+    return best
 
 
 def _cost_of(digit: Mark) -> float:
