@@ -107,6 +107,12 @@ def lone_mark(work: Pixels, gap: float) -> tuple[Mark, float]:
     return mark, float(inked[largest] / inked.sum())
 
 
+def touches_edge(mark: Mark, page: tuple[int, ...]) -> bool:
+    """Return whether a mark reaches the edge of a page of this height and width."""
+    height, width = page
+    return mark.left == 0 or mark.top == 0 or mark.right == width or mark.bottom == height
+
+
 def detected(marks: Sequence[Mark]) -> Sequence[Mark]:
     """Give marks their image and the detector's probabilities, if they have none yet."""
     fresh = [mark for mark in marks if not mark.is_detected]
