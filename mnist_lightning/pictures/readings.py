@@ -85,7 +85,8 @@ def likeliest(page: Pixels, single: bool) -> PageReading:
             share = 0.0  # a table, a shadow, a finger
         if mark.probability >= SURE and share >= ALONE and not single:
             return PageReading([[mark]], cost_of(mark))
-        lone.append((PageReading([[mark]], cost_of(mark) + PER_LOSS * (1 - share)), share))
+        if work is lighter or mark.probability >= 0.5:
+            lone.append((PageReading([[mark]], cost_of(mark) + PER_LOSS * (1 - share)), share))
     as_one, share = min(lone, key=lambda each: each[0].cost)
     mark = as_one.lines[0][0]
     if single:
@@ -94,8 +95,7 @@ def likeliest(page: Pixels, single: bool) -> PageReading:
     is_one = share >= MOSTLY and mark.probability >= 0.5
     if not best.is_good and not is_one:
         best = _better(best, lighter, darker, is_photograph)
-    is_clear = as_one is lone[0][0] and len(best.probabilities) <= FEW
-    least = LIKELY if is_clear else 0.5
+    least = LIKELY if len(best.probabilities) <= FEW else 0.5
     may_be_one = share >= MOSTLY and mark.probability >= least
     return as_one if may_be_one and as_one.cost <= best.cost else best
 
@@ -114,6 +114,8 @@ def _better(
     best = first
     for way in ways:
         reading = _read(*way)
+        if way[1] and len(reading.probabilities) <= FEW:
+            continue  # a digit or two do not tell which way is up
         if reading.is_better_than(first) and reading.worth > best.worth:
             best = reading
         if best.is_good and len(best.no_bars) > FEW:
