@@ -32,7 +32,9 @@ class Found(NamedTuple):
     line: int  # of the page, from 1
     number: int  # within the line, from 1
     size: float  # its height, as a share of the median of the picture's digits
-    is_clear: bool  # whether the detector is sure of most digits of the page
+    # Whether the detector is sure of most digits of the page, and this is no bar cut out of a mark:
+    # letters have bars too.
+    is_clear: bool
 
 
 def find_digits(picture: Pixels, single: bool = False) -> list[Found]:
@@ -82,7 +84,9 @@ def find_digits(picture: Pixels, single: bool = False) -> list[Found]:
             box = _box(mark, transform, width, height)
             share = float(mark.height / usual)
             place = box, line, number, share
-            found.append(Found(mark.image, mark.probabilities, *place, reading.mean >= POOR))
+            is_cut_bar = mark.is_piece and mark.probabilities.argmax() == 1
+            is_clear = reading.mean >= POOR and not is_cut_bar
+            found.append(Found(mark.image, mark.probabilities, *place, is_clear))
     return found
 
 

@@ -26,6 +26,7 @@ class Mark:
     top: int
     ink: Pixels  # (h, w), 0 where it is not this mark's
     cut: float = 0.0  # how much ink was cut through at its left, as a share of the digits' height
+    is_piece: bool = False  # whether it was cut out of a larger mark
     is_detected: bool = False  # whether it has the following two
     image: Pixels = field(init=False)  # (28, 28), what a network sees
     probabilities: NDArray[np.float32] = field(init=False)  # (11,), the detector's
@@ -137,7 +138,7 @@ def joined(marks: Sequence[Mark]) -> Mark:
     for mark in marks:
         place = slice(mark.top - top, mark.bottom - top), slice(mark.left - left, mark.right - left)
         ink[place] = np.maximum(ink[place], mark.ink)
-    return Mark(left, top, ink)
+    return Mark(left, top, ink, is_piece=any(mark.is_piece for mark in marks))
 
 
 def cut_apart(mark: Mark, height: float) -> list[Mark]:
@@ -158,10 +159,10 @@ def cut_apart(mark: Mark, height: float) -> list[Mark]:
     )  # of the piece that a pixel belongs to, from the left
     for place, slant in cuts:
         number[x + slant * y >= place] += 1
-    pieces = [Mark(mark.left, mark.top, mark.ink * (number == 0))]
+    pieces = [Mark(mark.left, mark.top, mark.ink * (number == 0), is_piece=True)]
     for index, (place, _) in enumerate(sorted(cuts), 1):
         through = float(costs[:, place].min()) / height
-        pieces.append(Mark(mark.left, mark.top, mark.ink * (number == index), through))
+        pieces.append(Mark(mark.left, mark.top, mark.ink * (number == index), through, True))
     return [_tight(piece) for piece in pieces if piece.ink.any()]
 
 
@@ -191,4 +192,4 @@ def _tight(mark: Mark) -> Mark:
     """Return a mark without empty rows and columns."""
     left, top, width, height = cv2.boundingRect(mark.ink)
     ink = mark.ink[top : top + height, left : left + width]
-    return Mark(mark.left + left, mark.top + top, ink, mark.cut)
+    return Mark(mark.left + left, mark.top + top, ink, mark.cut, mark.is_piece)

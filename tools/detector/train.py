@@ -1,6 +1,6 @@
 """Train the network that tells digits from other marks in pictures: pictures/detector.onnx.
 
-    python tools/detector/train.py [--data_dir DIR] [--strangers NPZ ...] [--seed 0] [--epochs 7]
+    python tools/detector/train.py [--data_dir DIR] [--strangers NPZ ...] [--seed 0] [--epochs 8]
     [--output FILE]
 
 It learns from deformed images of MNIST's training set, from other people's digits, of which every
@@ -570,7 +570,7 @@ def main() -> None:
     )
     parser.add_argument("--data_dir", default=DEFAULT_DATA_DIR, help="the folder with MNIST")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=7)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--strangers", nargs="*", type=Path, default=[], metavar="NPZ")
     parser.add_argument(
         "--output", type=Path, default=Path(detector.__file__).with_suffix(".onnx"), metavar="FILE"
