@@ -93,7 +93,8 @@ def likeliest(page: Pixels, single: bool) -> PageReading:
         return as_one
     best = _read(lighter)
     is_one = share >= MOSTLY and mark.probability >= 0.5
-    if not best.is_good and not is_one:
+    is_enough = best.is_good and bool(best.no_bars)  # bars alone may be a shadow
+    if not is_enough and not is_one:
         best = _better(best, lighter, darker, is_photograph)
     least = LIKELY if len(best.probabilities) <= FEW else 0.5
     may_be_one = share >= MOSTLY and mark.probability >= least
@@ -104,9 +105,11 @@ def _better(
     first: PageReading, lighter: Pixels, darker: Pixels, is_photograph: bool
 ) -> PageReading:
     """Return the likeliest of the other readings of a page, or the first if none is better."""
-    ways: list[tuple[Pixels, int, bool]] = [(lighter, 2, False)]  # page, quarters, only the pen
+    ways: list[tuple[Pixels, int, bool]] = []  # the page, quarters of a turn, only the pen
     if is_photograph:
         ways.append((lighter, 0, True))
+    if not first.is_good:  # 1s with flags are 6s upside down
+        ways.append((lighter, 2, False))
     if first.mean < POOR:
         ways += [(darker, 0, False), (lighter, 1, False), (lighter, 3, False)]
         if is_photograph:
