@@ -93,10 +93,10 @@ def lone_mark(work: Pixels, gap: float) -> tuple[Mark, float]:
 
     Args:
         work: A picture ``(H, W)`` with more than one grey.
-        gap: To the next piece, at most, as a share of the longer side of all ink.
+        gap: To the next piece, at most, as a share of the shorter side of all ink.
     """
     mask = cv2.threshold(work, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1]
-    reach = 1 + round(gap * max(cv2.boundingRect(mask)[2:]))
+    reach = 1 + round(gap * min(cv2.boundingRect(mask)[2:]))  # a column of digits is no 1
     near = cv2.dilate(mask, np.ones((reach, reach), np.uint8))
     labels = cv2.connectedComponents(near)[1]  # (H, W), 0 where there is nothing
     inked = np.bincount(labels[mask == 1])

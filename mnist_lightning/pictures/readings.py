@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,7 +15,7 @@ from mnist_lightning.pictures.read import MIN_CONTRAST, Pixels
 
 LIKELY = 0.05  # the least probability of a lone digit that competes with a few digits
 FEW = 2  # digits of a page that may be one digit after all
-NEAR = 0.2  # of the longer side of all ink, between the pieces of a digit that is alone
+NEAR = 0.3  # of the shorter side of all ink, between the pieces of a digit that is alone
 ALONE, MOSTLY = 0.95, 0.8  # shares of the ink of a digit that is alone, or beside dirt
 GOOD = 0.93  # the mean probability of the digits of a page that is read once
 POOR = 0.7  # the same of a page that is also tried on its side and in the other polarity
@@ -81,8 +82,10 @@ def likeliest(page: Pixels, single: bool) -> PageReading:
     for work in (lighter, darker):
         mark, share = lone_mark(work, NEAR)
         detected([mark])
-        if is_photograph and not single and touches_edge(mark, page.shape):
-            share = 0.0  # a table, a shadow, a finger
+        # At a photograph's edge there is a table or a finger. A column of digits looks like a 1.
+        is_column = mark.probabilities.argmax() == 1 and cv2.connectedComponents(mark.mask)[0] > 2
+        if is_column or (is_photograph and touches_edge(mark, page.shape)):
+            share = 0.0
         if mark.probability >= SURE and share >= ALONE and not single:
             return PageReading([[mark]], cost_of(mark))
         if work is lighter or mark.probability >= 0.5:
