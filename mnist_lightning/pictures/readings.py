@@ -15,7 +15,7 @@ from mnist_lightning.pictures.read import MIN_CONTRAST, Pixels
 
 LIKELY = 0.05  # the least probability of a lone digit that competes with a few digits
 FEW = 2  # digits of a page that may be one digit after all
-NEAR = 0.3  # of the shorter side of all ink, between the pieces of a digit that is alone
+NEAR = 0.2  # of the shorter side of all ink, between the pieces of a digit that is alone
 ALONE, MOSTLY = 0.95, 0.8  # shares of the ink of a digit that is alone, or beside dirt
 GOOD = 0.93  # the mean probability of the digits of a page that is read once
 POOR = 0.7  # the same of a page that is also tried on its side and in the other polarity
