@@ -383,6 +383,7 @@ def test_refusals(net: nn.Module) -> None:
         (torch.zeros(2, 1, 28, 28), "pass a batch (N, C, H, W) as list(batch)"),
         (torch.zeros(28, 28, 3), "expected a tensor (H, W) or (1 to 4, H, W), got (28, 28, 3)"),
         (torch.zeros(28), "expected a tensor (H, W)"),
+        (5, "expected a file, bytes, a PIL image, an array or a tensor, got int"),
         (torch.full((28, 28), 1.5), "expected floats in [0, 1], got 1.5 to 1.5"),
         (np.full((28, 28), -0.4), "expected floats in [0, 1], got -0.4 to -0.4"),
         (np.full((28, 28), np.nan), "expected floats in [0, 1], got nan to nan"),
@@ -396,6 +397,7 @@ def test_refusals(net: nn.Module) -> None:
         assert line in said
     assert "got (2, 1, 28, 28)" in refusal(recognize, net, torch.zeros(2, 1, 28, 28))
     assert "got float64 (0, 5)" in refusal(recognize, net, np.zeros((0, 5)))
+    assert "got int" in refusal(recognize, net, 5)
 
 
 # Folders

@@ -1,7 +1,7 @@
 """Recognize the digits in pictures with any network that takes MNIST's images."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
 from itertools import groupby
@@ -166,7 +166,8 @@ def recognize(
     Raises:
         InputError: If a page cannot be read; the message names its file.
     """
-    if isinstance(pictures, ONE_PICTURE) or hasattr(pictures, "read"):
+    is_one = isinstance(pictures, ONE_PICTURE) or hasattr(pictures, "read")
+    if is_one or not isinstance(pictures, Iterable):
         return recognize(net, [pictures], single)[0]  # type: ignore[list-item]
     found = []
     for number, picture in enumerate(pictures, 1):
