@@ -78,6 +78,7 @@ def find_digits(picture: Pixels, single: bool = False) -> list[Found]:
     if len(digits) > MAX_DIGITS:
         raise InputError(f"expected at most {MAX_DIGITS} digits, found {len(digits):,}")
     usual = np.median([mark.height for mark in digits] or [1])
+    is_sound = reading.mean >= POOR
     found = []
     for line, marks in enumerate(reading.lines, 1):
         for mark, number in zip(marks, _numbers(marks), strict=True):
@@ -85,7 +86,7 @@ def find_digits(picture: Pixels, single: bool = False) -> list[Found]:
             share = float(mark.height / usual)
             place = box, line, number, share
             is_cut_bar = mark.is_piece and mark.probabilities.argmax() == 1
-            is_clear = reading.mean >= POOR and not is_cut_bar
+            is_clear = is_sound and not is_cut_bar
             found.append(Found(mark.image, mark.probabilities, *place, is_clear))
     return found
 

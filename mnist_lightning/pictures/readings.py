@@ -79,7 +79,8 @@ def likeliest(page: Pixels, single: bool) -> PageReading:
     lighter, darker = by_polarity(page)
     is_photograph = min(page.shape) >= PHOTOGRAPH
     lone = []
-    for work in (lighter, darker):
+    # In a photograph the page is read in the other polarity too, if need be.
+    for work in (lighter,) if is_photograph and not single else (lighter, darker):
         mark, share = lone_mark(work, NEAR)
         detected([mark])
         # At a photograph's edge there is a table or a finger. A column of digits looks like a 1.
