@@ -228,7 +228,7 @@ def read(net: nn.Module, kind: Kind) -> NDArray[np.int64]:
     read = np.full(kind.answers.shape, -1)
     places = kind.answers.shape[1]
     for index, (picture, found) in enumerate(
-        zip(kind.pictures, recognize(net, kind.pictures), strict=True)
+        zip(kind.pictures, recognize(kind.pictures, net), strict=True)
     ):
         at = [int((digit.box[0] + digit.box[2]) / 2 * places / picture.shape[1]) for digit in found]
         for place, digit in zip(at, found, strict=True):

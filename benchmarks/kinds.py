@@ -386,7 +386,7 @@ def main() -> None:
             if args.save:
                 name = f"{kind}, {index} is {truth or 'none'}.png"
                 Image.fromarray(picture).save(args.save / name)
-            reading = recognize(net, picture)
+            reading = recognize(picture, net)
             right, wrong = judged(kind, truth, reading)
             counts += (1, right, wrong)
             if not right:

@@ -983,7 +983,7 @@ def measure(
         found: Sequence[Any] = []
         start = time.perf_counter()
         with suppress(InputError):  # too many marks for a page of digits
-            found = recognize(net, [page.picture])[0]
+            found = recognize([page.picture], net)[0]
         times.append((time.perf_counter() - start) * 1000)
         total += score(page, found)
         if folder and index < SAVED:

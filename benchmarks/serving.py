@@ -70,7 +70,7 @@ def numbers(net: nn.Module, images: list[list[list[int]]]) -> dict[str, Any]:
 
 def page(net: nn.Module, jpeg: bytes) -> dict[str, Any]:
     """Return what a server says of a photograph."""
-    reading = recognize(net, read_picture(jpeg))
+    reading = recognize(read_picture(jpeg), net)
     digits = [
         digit._asdict() | {"probabilities": digit.probabilities.tolist(), "pixels": None}
         for digit in reading

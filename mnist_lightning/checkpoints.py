@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mnist_lightning.errors import InputError, needs
+from mnist_lightning.errors import InputError
 from mnist_lightning.files import with_public_names
 
 # What an untrusted file may name.
@@ -30,6 +31,8 @@ TRUSTED = (
     "lightning.pytorch.cli.ReduceLROnPlateau",
 )
 NOT_PLAIN = object()
+# The network that comes with this package; pretrained.md beside it says what it is.
+PRETRAINED = Path(__file__).with_name("pretrained.safetensors")
 
 
 def plain(value: Any) -> Any:
@@ -166,8 +169,6 @@ def read_checkpoint(
         if not isinstance(settings, dict):
             raise TypeError("not settings")
         checkpoint["hyper_parameters"] = settings
-    except InputError:  # safetensors is not installed
-        raise
     except Exception as error:  # damaged bytes may raise anything
         damaged = "it is damaged, or holds more than weights and plain values"
         reason = getattr(error, "strerror", None) or damaged
@@ -178,12 +179,33 @@ def read_checkpoint(
 
 
 def _read_safetensors(path: str | Path, map_location: Any) -> dict[str, Any]:
-    with needs("export"):
-        from safetensors import safe_open
     with safe_open(path, "pt", str(map_location)) as file:
         state = {f"net.{name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        settings = json.loads((file.metadata() or {}).get("network", "null"))
-    return {"state_dict": state, "hyper_parameters": {} if settings is None else {"net": settings}}
+        texts = file.metadata() or {}
+    settings = json.loads(texts.get("network", "null"))
+    record = {"trained_on": json.loads(texts.get("trained_on", "null"))}
+    return {
+        "state_dict": state,
+        "hyper_parameters": {} if settings is None else {"net": settings},
+        "callbacks": {"RunRecord": record},
+    }
+
+
+def read_network(path: str | Path = PRETRAINED, trusted: bool = False) -> nn.Module:
+    """Return the network of a safetensors file that names it, in evaluation mode.
+
+    Args:
+        path: The file; by default that of the network that comes with this package.
+        trusted: Whether it may name any class, as for ``from_settings``.
+
+    Raises:
+        InputError: If the file is damaged, or names a class that is not trusted.
+    """
+    checkpoint = read_checkpoint(path)
+    net: nn.Module = from_settings(checkpoint["hyper_parameters"].get("net"), trusted)
+    state = {name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()}
+    net.load_state_dict(state)
+    return net.eval()
 
 
 def load_weights(

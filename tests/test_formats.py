@@ -98,7 +98,7 @@ def digits_of(reading: list) -> str:
 
 def numbered(net: nn.Module, source: object) -> list[tuple[int, int]]:
     """The page and the digit of each digit that is read."""
-    return [(digit.page, digit.digit) for digit in recognize(net, source)]
+    return [(digit.page, digit.digit) for digit in recognize(source, net)]
 
 
 ALL = [(page, int(digit)) for page, text in enumerate(TEXTS, 1) for digit in text]
@@ -118,7 +118,7 @@ def test_pdf(net: nn.Module) -> None:
     for page, expected in zip(read_pages(data), pictures(), strict=True):
         assert np.abs(np.array(page.shape) - (180, 480, 3)).max() <= 1  # 200 dpi
         close(page, expected)
-    reading = recognize(net, data)
+    reading = recognize(data, net)
     assert [(digit.page, digit.digit) for digit in reading] == ALL
     assert reading.text.replace("?", "").replace(" ", "") == "314\n\n27\n\n592"
     for digit, found in zip(reading, find_digits(np.asarray(pictures()[0]))):  # noqa: B905
@@ -134,7 +134,7 @@ def test_text_and_gallery_of_pages(net: nn.Module) -> None:
     second = np.full_like(first, 255)
     third, _ = written(["56", "78"])
     others = [Image.fromarray(page) for page in (second, third)]
-    reading = recognize(net, content(first, "TIFF", save_all=True, append_images=others))
+    reading = recognize(content(first, "TIFF", save_all=True, append_images=others), net)
     assert {digit.page for digit in reading} == {1, 3}
     lines = reading.text.replace("?", "").replace(" ", "").split("\n")
     assert list(map(len, lines)) == [2, 2, 0, 2, 2]
@@ -347,21 +347,21 @@ def test_what_is_one_picture(net: nn.Module, folder: Path) -> None:
         (tensor / 255)[None].requires_grad_(),
         (tensor / 255).expand(3, -1, -1),
     ]
-    expected = [(digit.digit, digit.box, digit.page) for digit in recognize(net, array)]
+    expected = [(digit.digit, digit.box, digit.page) for digit in recognize(array, net)]
     assert [digit for digit, _, _ in expected] == [3, 1, 4]
     for source in same:
         if hasattr(source, "seek"):
             source.seek(0)
         assert [
-            (digit.digit, digit.box, digit.page) for digit in recognize(net, source)
+            (digit.digit, digit.box, digit.page) for digit in recognize(source, net)
         ] == expected
     with path.open("rb") as file:
-        (read,) = recognize(net, [file])
+        (read,) = recognize([file], net)
         assert not file.closed
     assert len(read) == 3
     batch = torch.stack([tensor, tensor])[:, None]
-    assert list(map(digits_of, recognize(net, list(batch)))) == ["314", "314"]
-    assert digits_of(recognize(net, (tensor / 255).bfloat16())) == "314"
+    assert list(map(digits_of, recognize(list(batch), net))) == ["314", "314"]
+    assert digits_of(recognize((tensor / 255).bfloat16(), net)) == "314"
 
 
 def test_a_pil_image_is_turned() -> None:
@@ -450,7 +450,7 @@ def test_a_folder_of_all_formats(
     lines = capsys.readouterr().out.splitlines()
     assert "Left out of in: notes.txt (no pictures by their ending)" in lines
     pages = {"a.HEIC": 1, "b.pdf": 3, "c.TIFF": 3, "d.gif": 3, "e.jfif": 1, "f.avif": 1}
-    read = recognize(load_run().model.net, page)
+    read = recognize(page, load_run().model.net)
     with open(first / "pictures.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     for name in files.keys() - {"notes.txt"}:

@@ -289,11 +289,11 @@ def test_recognize_without_lightning(trained: Any, tmp_path: Path) -> None:
     code = (
         "import sys, torch; from mnist_lightning import recognize;"
         f"net = torch.load({str(tmp_path / 'net.pt')!r}, weights_only=False);"
-        f"digits = recognize(net, {str(tmp_path / 'page.png')!r});"
+        f"digits = recognize({str(tmp_path / 'page.png')!r}, net);"
         "assert 'lightning' not in sys.modules; print([digit.box for digit in digits])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    found = recognize(trained.model.net, page)
+    found = recognize(page, trained.model.net)
     assert done.stdout.strip() == str([digit.box for digit in found])
     assert [digit.box[0] // 10 for digit in found] == [3, 9] or len(found) == 2
     for digit in found:
@@ -486,7 +486,7 @@ def test_threads_get_the_same_answers(call: str) -> None:
 
     def answer() -> Any:
         return (
-            classify(net, images) if call == "classify" else recognize(net, page)[0].probabilities
+            classify(net, images) if call == "classify" else recognize(page, net)[0].probabilities
         )
 
     expected, answers = answer(), list[Any]()

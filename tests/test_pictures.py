@@ -442,7 +442,7 @@ def save(digits: str, name: str | bytes) -> str:
 def test_recognize_uci_digits(net: nn.Module) -> None:
     digits = load_digits()
     pictures = [enlarged(image, 9) for image in digits.images[600:800]]
-    answers = recognize(net, [np.pad(picture, 20, constant_values=255) for picture in pictures])
+    answers = recognize([np.pad(picture, 20, constant_values=255) for picture in pictures], net)
     read = [[digit.digit for digit in found] for found in answers]
     assert (
         sum(each == [label] for each, label in zip(read, digits.target[600:800], strict=True)) > 160
@@ -451,7 +451,7 @@ def test_recognize_uci_digits(net: nn.Module) -> None:
 
 def test_recognize(net: nn.Module, folder: Path) -> None:
     path = save("314", "pi.png")
-    found = recognize(net, path)
+    found = recognize(path, net)
     images = find_digits(row("314"))
     assert len(found) == 3
     for digit, image in zip(found, images, strict=True):
@@ -466,11 +466,11 @@ def test_recognize(net: nn.Module, folder: Path) -> None:
         np.testing.assert_allclose(digit.probabilities, expected, rtol=1e-4)
         assert digit.confidence == digit.probabilities[digit.digit]
         np.testing.assert_array_equal(digit.pixels, image.pixels)
-    lists = recognize(net, [row("27"), Path(path), np.full((50, 50), 255, np.uint8)])
+    lists = recognize([row("27"), Path(path), np.full((50, 50), 255, np.uint8)], net)
     assert [len(each) for each in lists] == [2, 3, 0]
-    assert recognize(net, []) == recognize(net, np.zeros((9, 9), np.uint8)) == []
+    assert recognize([], net) == recognize(np.zeros((9, 9), np.uint8), net) == []
     with pytest.raises(InputError, match=r"^cannot read missing\.png: no such file$"):
-        recognize(net, [row("7"), "missing.png"])
+        recognize([row("7"), "missing.png"], net)
 
 
 def test_network_is_left_as_it_was(net: nn.Module) -> None:
@@ -479,7 +479,7 @@ def test_network_is_left_as_it_was(net: nn.Module) -> None:
     state = torch.random.get_rng_state()
     bare = nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10))  # without weights
     answers = [
-        recognize(network, row("5"))[0] for network in (net, copy.deepcopy(net).bfloat16(), bare)
+        recognize(row("5"), network)[0] for network in (net, copy.deepcopy(net).bfloat16(), bare)
     ]
     assert [layer.training for layer in net] == [True, False, True]
     net[1].train()
@@ -493,7 +493,7 @@ def test_threads(net: nn.Module, folder: Path) -> None:
     files = [save(str(number), f"{number}.png") for number in range(4)]
     Path("in/0.tif").write_bytes(content(row("0"), "TIFF", compression="tiff_lzw"))
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda file: recognize(net.eval(), file), [*files, "in/0.tif"] * 8))
+        answers = list(pool.map(lambda file: recognize(file, net.eval()), [*files, "in/0.tif"] * 8))
     net.train()
     for answer, file in zip(answers, [*files, "in/0.tif"] * 8, strict=True):
         assert [digit.box for digit in answer] == [
@@ -524,7 +524,7 @@ def test_recognize_files(
         assert (answer.copy is not None) == (file in files[:4])
         assert answer.error == reasons.get(file, "")
         if not answer.error:
-            boxes = [digit.box for digit in recognize(net, file)]
+            boxes = [digit.box for digit in recognize(file, net)]
             assert [digit.box for digit in answer.reading] == boxes
     stream = recognize_files(net, files)
     assert next(stream).file == files[0]
@@ -546,7 +546,7 @@ def test_a_picture_is_read_once(
 def test_write_digits(net: nn.Module, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [save("7", "a.png"), save("314", "b.png"), "missing.png"]
     done = write_digits(Path(), files, net)
-    first, second = (recognize(net, file) for file in files[:2])
+    first, second = (recognize(file, net) for file in files[:2])
     digits = [*first, *second]
     page = Path("pictures/index.html")
     doubtful = sum(not digit.certain for digit in digits)

@@ -121,7 +121,7 @@ def test_images_as_numbers(app: FastAPI, net: nn.Module) -> None:
 def test_pictures(app: FastAPI, net: nn.Module) -> None:
     pictures = [PAGE, PAGE[:, :150]]
     readings, bodies, path = (
-        recognize(net, pictures),
+        recognize(pictures, net),
         list(map(content, pictures)),
         "/predict?pixels=true",
     )
@@ -146,7 +146,7 @@ def test_files_with_pages(app: FastAPI, net: nn.Module, monkeypatch: pytest.Monk
     scan = content(pages[0], "TIFF", save_all=True, append_images=pages[1:])
     (answer,) = ask(app, body=scan, kind="image/tiff").json()["pictures"]
     assert [digit["page"] for digit in answer["digits"]] == [1, 1, 1, 1, 2, 2]
-    assert answer["text"] == recognize(net, scan).text
+    assert answer["text"] == recognize(scan, net).text
     small = Image.new("L", (8, 8))
     many = content(small, "TIFF", save_all=True, append_images=[small] * 50)
     answer = ask(app, body=many, kind="image/tiff")

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_lightning import recipe
 from mnist_lightning.cli.flags import expand, parse
+from mnist_lightning.checkpoints import PRETRAINED
 from mnist_lightning.cli.signals import listen
 from mnist_lightning.data.augmentation import Augmentation, augmented
 from mnist_lightning.data.base import DEFAULT_DATA_DIR
@@ -28,7 +29,7 @@ from mnist_lightning.training.loggers import show_pictures
 from mnist_lightning.training.quiet import quieten
 from mnist_lightning.training.resume import find_last
 from mnist_lightning.training.run import Run, find_checkpoint, load_run
-from mnist_lightning.training.runs import LOG_DIR, config_of
+from mnist_lightning.training.runs import LOG_DIR, config_of, kept_checkpoint, newest_first
 
 
 class CommandLine(Callback):
@@ -61,7 +62,8 @@ def load(verb: str, words: Sequence[str]) -> tuple[Run, dict[str, Any], argparse
     has_trainer = verb != "export"
     if any(re.fullmatch(r"--([\w.]+\.)?help", word) for word in rest):
         recipe.read_data(verb, rest, has_trainer=has_trainer)  # prints the help, and exits
-    files = checkpoints(own.ckpt_path, own.log_dir)
+    has_pictures = verb == "predict" and own.images is not None
+    files = checkpoints(own.ckpt_path, own.log_dir, or_pretrained=has_pictures)
     data, trainer = recipe.read_data(verb, rest, config_of(files[0]), has_trainer)
     tta = own.tta if has_trainer else 0
     run = load_run(files if len(files) > 1 else files[0], data=data, log_dir=own.log_dir, tta=tta)
@@ -69,11 +71,24 @@ def load(verb: str, words: Sequence[str]) -> tuple[Run, dict[str, Any], argparse
     return run, trainer, own
 
 
-def checkpoints(paths: Sequence[str] | None, log_dir: str) -> list[Path]:
-    """Return the checkpoint files for paths, or of the newest run, and print them."""
+def checkpoints(
+    paths: Sequence[str] | None, log_dir: str, or_pretrained: bool = False
+) -> list[Path]:
+    """Return the checkpoint files for paths, or of the newest run, and print them.
+
+    Args:
+        paths: Those that the user gave.
+        log_dir: The folder of runs.
+        or_pretrained: Whether the network of this package does where there is no run.
+    """
+    has_run = any(kept_checkpoint(folder) for folder, _ in newest_first(log_dir))
+    if or_pretrained and not paths and not has_run:
+        say(f"Checkpoint: pretrained, which comes with this package; no run in {log_dir} yet")
+        return [PRETRAINED]
     files = [find_checkpoint(path, "best", log_dir) for path in paths or (None,)]
     newest = "" if paths else f" (the {files[0].stem} of the newest run)"
-    say(f"Checkpoint: {', '.join(map(str, files))}{newest}")
+    names = ["pretrained" if file == PRETRAINED else str(file) for file in files]
+    say(f"Checkpoint: {', '.join(names)}{newest}")
     return files
 
 
@@ -348,7 +363,7 @@ def _serve(words: Sequence[str]) -> None:
     own, _ = parse("serve", words)
     from mnist_lightning.serve.server import serve  # here, since FastAPI is an extra
 
-    files = checkpoints(own.ckpt_path, own.log_dir)
+    files = checkpoints(own.ckpt_path, own.log_dir, or_pretrained=True)
     run = load_run(files if len(files) > 1 else files[0], log_dir=own.log_dir, tta=own.tta)
     drawings = Path(own.drawings or f"{DEFAULT_DATA_DIR}/Drawings")
     net = run.model.net.to(_device(own.device))

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from mnist_lightning.checkpoints import from_settings, load_weights, read_checkpoint, to_settings
-from mnist_lightning.classifier import DigitClassifier
+from mnist_lightning.checkpoints import read_network, to_settings
 from mnist_lightning.errors import InputError, needs
 from mnist_lightning.export.read import OtherRuntime, import_onnxruntime, read_other_runtime
 from mnist_lightning.inference import VARIES, classify, varies
@@ -207,22 +207,17 @@ def read_back(file: Path) -> nn.Module:
     """Return the network of a file that ``export`` wrote."""
     if file.suffix != ".safetensors":
         return read_other_runtime(file)
-    checkpoint = read_checkpoint(file)
-    model = DigitClassifier(from_settings(checkpoint["hyper_parameters"]["net"], trusted=True))
-    load_weights(model, checkpoint, file)
-    return model.net
+    return read_network(file, trusted=True)
 
 
 def _write_safetensors(net: nn.Module, file: Path, logits: bool, texts: dict[str, str]) -> None:
-    with needs("export"):
-        from safetensors.torch import save_file
     if not isinstance(json.loads(texts["network"]), dict):
         raise InputError(
             f"{type(net).__name__} cannot be described: "
             "keep its arguments in attributes of the same name"
         )
     kept = {name: text for name, text in texts.items() if name != "output"}
-    save_file(net.state_dict(), file, kept)
+    file.write_bytes(save(net.state_dict(), kept))
 
 
 def _write_torch_export(net: nn.Module, file: Path, logits: bool, texts: dict[str, str]) -> None:

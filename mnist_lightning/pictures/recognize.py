@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from mnist_lightning.checkpoints import read_network
 from mnist_lightning.errors import InputError
 from mnist_lightning.inference import classify
 from mnist_lightning.pictures.detector import NO_DIGIT
@@ -142,21 +143,26 @@ def find_pages(
 
 
 @overload
-def recognize(net: nn.Module, pictures: Picture, single: bool = ...) -> Reading: ...  # type: ignore[overload-overlap]  # str
+def recognize(  # type: ignore[overload-overlap]  # str
+    pictures: Picture, net: nn.Module | None = ..., single: bool = ...
+) -> Reading: ...
 @overload
-def recognize(net: nn.Module, pictures: Sequence[Picture], single: bool = ...) -> list[Reading]: ...
 def recognize(
-    net: nn.Module, pictures: "Picture | Sequence[Picture]", single: bool = False
+    pictures: Sequence[Picture], net: nn.Module | None = ..., single: bool = ...
+) -> list[Reading]: ...
+def recognize(
+    pictures: "Picture | Sequence[Picture]", net: nn.Module | None = None, single: bool = False
 ) -> Reading | list[Reading]:
     """Find and classify the digits of one picture or of several.
 
     Args:
-        net: From ``(B, 1, 28, 28)`` in [0, 1] to logits ``(B, 10)``, on any device and in any
-            floating dtype. It is in evaluation mode during the call.
         pictures: A picture, or a list of them: a file's path, its bytes, or the file open in binary
             mode; a PIL image; an array ``(H, W)`` or ``(H, W, C)``; or a tensor ``(H, W)`` or
             ``(C, H, W)``. Arrays and tensors are uint8, or floats in [0, 1], of 1 to 4 channels:
             grey, grey with alpha, RGB or RGBA.
+        net: From ``(B, 1, 28, 28)`` in [0, 1] to logits ``(B, 10)``, on any device and in any
+            floating dtype. It is in evaluation mode during the call. By default the network that
+            comes with this package.
         single: Whether each page is known to be one digit.
 
     Returns:
@@ -166,9 +172,10 @@ def recognize(
     Raises:
         InputError: If a page cannot be read; the message names its file.
     """
+    net = net or read_network()
     is_one = isinstance(pictures, ONE_PICTURE) or hasattr(pictures, "read")
     if is_one or not isinstance(pictures, Iterable):
-        return recognize(net, [pictures], single)[0]  # type: ignore[list-item]
+        return recognize([pictures], net, single)[0]  # type: ignore[list-item]
     found = []
     for number, picture in enumerate(pictures, 1):
         pages = list(find_pages(picture, single))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mnist_lightning.checkpoints import (
+    PRETRAINED,
     as_list,
     from_settings,
     load_weights,
@@ -204,7 +205,7 @@ class Run:
         # Here, since OpenCV takes a while to import.
         from mnist_lightning.pictures.recognize import recognize
 
-        return recognize(self.model.net, pictures, single)
+        return recognize(pictures, self.model.net, single)
 
     def export(
         self, path: str | Path, *, logits: bool = False, quantize: bool = False
@@ -241,6 +242,7 @@ class Run:
         texts = {
             "data": self.record.get("dataset"),
             "accuracy_on": f"{len(digits):,} {part} images of {type(data).__name__}",
+            "trained_on": json.dumps(self.trained_on),
             "versions": json.dumps(versions()),
         }
         chosen = None
@@ -281,8 +283,8 @@ def find_checkpoint(
     """Return the checkpoint file for a path.
 
     Args:
-        path: A run folder, a checkpoint file, ``best`` or ``last`` of the newest run, or None for
-            the newest run that has a checkpoint.
+        path: A run folder, a checkpoint file, ``best`` or ``last`` of the newest run, ``pretrained``
+            for the network of this package, or None for the newest run that has a checkpoint.
         which: The checkpoint of a run folder: ``last``, or ``best``, which is the last one if there
             is no best one.
         log_dir: The folder of runs.
@@ -290,6 +292,8 @@ def find_checkpoint(
     Raises:
         InputError: If there is no such checkpoint.
     """
+    if path == "pretrained":
+        return PRETRAINED
     if path in ("best", "last"):
         which, path = str(path), None
     if path is not None and not Path(path).is_dir():
@@ -304,7 +308,8 @@ def find_checkpoint(
         what = "last.ckpt" if which == "last" else "checkpoint"
         raise InputError(f"no {what} in {path}: give a run folder or a checkpoint file")
     raise InputError(
-        f"no run with {which}.ckpt in {log_dir}: train one first, python -m mnist_lightning fit"
+        f"no run with {which}.ckpt in {log_dir}: train one first, python -m mnist_lightning fit, "
+        "or name the network of this package: pretrained"
     )
 
 
@@ -326,9 +331,10 @@ def load_run(
     by ONNX Runtime.
 
     Args:
-        path: A run folder, a checkpoint, ``.safetensors`` or ``.onnx`` file, or ``best`` or
-            ``last`` of the newest run; by default the newest run. A list of these makes an ensemble
-            with the first one's data, and results in ``<log_dir>/<names>.results``.
+        path: A run folder, a checkpoint, ``.safetensors`` or ``.onnx`` file, ``best`` or ``last`` of
+            the newest run, or ``pretrained`` for the network of this package; by default the newest
+            run. A list of these makes an ensemble with the first one's data, and results in
+            ``<log_dir>/<names>.results``.
         net: The network, for a checkpoint or safetensors file that does not say which one it is
             for.
         data: The data; by default the run's own.
