@@ -220,9 +220,9 @@ def test_a_damaged_page(net: nn.Module, folder: Path, capsys: pytest.CaptureFixt
     close(first, pictures()[0])
     close(third, pictures()[2])
     assert str(second).startswith("damaged: ")
-    assert refusal(recognize, net, bytes(data)).startswith("cannot read picture 1, page 2: damaged")
+    assert refusal(recognize, bytes(data), net).startswith("cannot read picture 1, page 2: damaged")
     Path("scan.tif").write_bytes(data)
-    assert refusal(recognize, net, "scan.tif").startswith("cannot read scan.tif, page 2: damaged")
+    assert refusal(recognize, "scan.tif", net).startswith("cannot read scan.tif, page 2: damaged")
     done = write_digits(Path(), ["scan.tif"], net)
     assert (done.pictures, done.digits, done.failures) == (3, 6, 1)
     with open("pictures.csv", newline="") as file:
@@ -392,12 +392,12 @@ def test_refusals(net: nn.Module) -> None:
         (5, "expected a file, bytes, a PIL image, an array or a tensor, got int"),
         (b"text", "not a PNG, JPEG, BMP, GIF, TIFF, WebP, HEIC, AVIF or PDF file"),
     ):
-        said = refusal(recognize, net, [page, picture])
+        said = refusal(recognize, [page, picture], net)
         assert said.startswith("cannot read picture 2: ")
         assert line in said
-    assert "got (2, 1, 28, 28)" in refusal(recognize, net, torch.zeros(2, 1, 28, 28))
-    assert "got float64 (0, 5)" in refusal(recognize, net, np.zeros((0, 5)))
-    assert "got int" in refusal(recognize, net, 5)
+    assert "got (2, 1, 28, 28)" in refusal(recognize, torch.zeros(2, 1, 28, 28), net)
+    assert "got float64 (0, 5)" in refusal(recognize, np.zeros((0, 5)), net)
+    assert "got int" in refusal(recognize, 5, net)
 
 
 # Folders

@@ -17,6 +17,7 @@ from mnist_lightning import CNN, MLP, DigitClassifier, UCIDigits, fit, load_run
 from mnist_lightning.cli.flags import expand
 from mnist_lightning.cli.main import main
 from mnist_lightning.data.loader import split_rows
+from mnist_lightning.export.write import export
 from mnist_lightning.files import read_config
 from mnist_lightning.recipe import Recipe, read
 from mnist_lightning.studies.crossval import CrossValidation, cross_validate, learning_curve
@@ -274,7 +275,7 @@ def test_studies_refuse_a_start_that_has_seen_their_images(
             (["--init_from", "lightning_logs/child"], f"lightning_logs/child {seen}"),
             (["--init_from", "lightning_logs/pupil"], f"lightning_logs/pupil {seen}"),
             (["--init_from", "weights.ckpt"], f"weights.ckpt {unknown}"),
-            (["--init_from", "all.safetensors"], f"all.safetensors {unknown}"),
+            (["--init_from", "all.safetensors"], f"all.safetensors {seen}"),
         )
     ):
         verb = verbs[number % 3]
@@ -348,13 +349,17 @@ def test_fit_says_that_validation_images_were_seen(
     split = validated("lightning_logs/split", "--data.split_seed", "0")
     assert "may have learnt from 2" in split
     assert "learnt from" not in validated("lightning_logs/split")
-    load_run("lightning_logs/all").export("all.safetensors")
+    load_run("lightning_logs/all").export("all.safetensors")  # the file says it too
+    assert trained(init_from="all.safetensors")[1] == 287
+    assert "learnt from 287" in validated("all.safetensors", "--data", "UCIDigits")
+    images = np.zeros((1, 28, 28), np.uint8)
+    export(load_run("lightning_logs/all").model.net, "plain.safetensors", images)
     unknown = "It is not known which images"
-    assert trained(init_from="all.safetensors")[1] is None
-    assert trained(teacher="all.safetensors")[0].startswith(f"{unknown} the weights or the ")
-    assert unknown in validated("all.safetensors", "--data", "UCIDigits")
+    assert trained(init_from="plain.safetensors")[1] is None
+    assert trained(teacher="plain.safetensors")[0].startswith(f"{unknown} the weights or the ")
+    assert unknown in validated("plain.safetensors", "--data", "UCIDigits")
     # Nothing is validated.
-    assert trained(init_from="all.safetensors", val_fraction=0) == ("", 0)
+    assert trained(init_from="plain.safetensors", val_fraction=0) == ("", 0)
 
 
 def seeds_of(name: str, *keys: str) -> list[tuple[Any, ...]]:

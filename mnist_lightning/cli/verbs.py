@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_lightning import recipe
-from mnist_lightning.cli.flags import expand, parse
 from mnist_lightning.checkpoints import PRETRAINED
+from mnist_lightning.cli.flags import expand, parse
 from mnist_lightning.cli.signals import listen
 from mnist_lightning.data.augmentation import Augmentation, augmented
 from mnist_lightning.data.base import DEFAULT_DATA_DIR

@@ -283,8 +283,9 @@ def find_checkpoint(
     """Return the checkpoint file for a path.
 
     Args:
-        path: A run folder, a checkpoint file, ``best`` or ``last`` of the newest run, ``pretrained``
-            for the network of this package, or None for the newest run that has a checkpoint.
+        path: A run folder, a checkpoint file, ``best`` or ``last`` of the newest run,
+            ``pretrained`` for the network of this package, or None for the newest run that has a
+            checkpoint.
         which: The checkpoint of a run folder: ``last``, or ``best``, which is the last one if there
             is no best one.
         log_dir: The folder of runs.
@@ -331,9 +332,9 @@ def load_run(
     by ONNX Runtime.
 
     Args:
-        path: A run folder, a checkpoint, ``.safetensors`` or ``.onnx`` file, ``best`` or ``last`` of
-            the newest run, or ``pretrained`` for the network of this package; by default the newest
-            run. A list of these makes an ensemble with the first one's data, and results in
+        path: A run folder, a checkpoint, ``.safetensors`` or ``.onnx`` file, ``best`` or ``last``
+            of the newest run, or ``pretrained`` for the network of this package; by default the
+            newest run. A list of these makes an ensemble with the first one's data, and results in
             ``<log_dir>/<names>.results``.
         net: The network, for a checkpoint or safetensors file that does not say which one it is
             for.
