@@ -1,6 +1,6 @@
-"""Make the network that the package ships: mnist_lightning/pretrained.safetensors, and its card.
+r"""Make the network that the package ships: mnist_lightning/pretrained.safetensors, and its card.
 
-    python -m mnist_lightning fit --config configs/cnn_robust.yaml --data.val_fraction 0 \\
+    python -m mnist_lightning fit --config configs/cnn_robust.yaml --data.val_fraction 0 \
         --seed 42 --name shipped
     python -m mnist_lightning test --ckpt_path lightning_logs/shipped --robustness true
     python tools/pretrained.py lightning_logs/shipped
