@@ -43,14 +43,37 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
+def near(word: str, names: Iterable[str]) -> str | None:
+    """Return the name that a word may mean: a whole one, or what follows the last dot of one.
+
+    Capital letters do not count, and a dash is an underscore.
+
+    >>> near("Batch-Size", ["data.batch_size", "data.seed"])
+    'data.batch_size'
+    """
+    whole, last = {}, {}
+    for name in names:
+        plain = _plain(name)
+        whole[plain] = last[plain.rpartition(".")[2]] = name
+    for cutoff in (1, 0.6):  # the same first, then similar ones
+        for known in (whole, last):
+            if found := get_close_matches(_plain(word), known, 1, cutoff):
+                return known[found[0]]
+    return None
+
+
+def _plain(word: str) -> str:
+    return word.lower().lstrip("-").replace("-", "_")
+
+
 def closest(word: str, names: Iterable[str], prefix: str = "", rest: str = "") -> str:
     """Return how to go on after an unknown word: with the name that it may mean, if one is near.
 
     >>> closest("epoch", ["epochs", "lr"], "--")
     '; did you mean --epochs?'
     """
-    found = get_close_matches(word, names, n=1)
-    return f"; did you mean {prefix}{found[0]}{rest}?" if found else "; see --help"
+    found = near(word, names)
+    return f"; did you mean {prefix}{found}{rest}?" if found else "; see --help"
 
 
 # Replacements for jsonargparse's wording, in each line.
@@ -60,6 +83,7 @@ _REWORDINGS = (
     (r"unrecognized arguments: ([^\s=+]+).*", r"unknown argument \1"),
     (r"\.? ?Got value: (Namespace|NestedArg)\(.*", ""),
     (r"\.? Got value: ", ", got "),
+    (r"Expected a <class '[\w.]*Sequence'>, got (.+)", r"expected a list, such as [\1], got \1"),
     (r"Expected a dot import path string: (.*)", r"unknown class \1"),
     (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
     (r"typing\.Literal", "one of "),

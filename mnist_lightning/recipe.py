@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from mnist_lightning import networks  # noqa: F401, RUF100
+from mnist_lightning import networks
 from mnist_lightning.checkpoints import as_list
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import augmentation, drawings, kaggle, mnist, uci  # noqa: F401, RUF100
@@ -90,8 +90,14 @@ def explain(message: str, flags: str) -> str:
     """
     text = condense(message)
     key = text.partition(":")[0]
+    if found := re.search(r"Unable to load config '(.*?)'", message):
+        hint = f"; did you mean --net {found[1]}?" if "model" in key else ""
+        return f"no file of settings: {found[1]}{hint}"
     if found := re.search(r"unknown argument (\S+)", text):
         known = re.findall(r"(?<= )--[\w.]+", flags)
+        for place, made in (("model.net", networks.MLP), ("model.optimizer", torch.optim.AdamW)):
+            known += [f"--{place}.{name}" for name in inspect.signature(made).parameters]
+        known += [f"--data.{name}" for name in OF_EVERY_SOURCE]
         if found[1] in known:
             return f"{found[1]} is not taken by the class that was chosen; see --help"
         return text + closest(found[1], known)

@@ -15,11 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from mnist_lightning import __version__
-from mnist_lightning.errors import PROGRAM, InputError, closest
+from mnist_lightning.errors import PROGRAM, InputError, closest, near
 
 TABLE: dict[str, Any] = tomllib.loads(Path(__file__).with_name("flags.toml").read_text("utf-8"))
 VERBS: dict[str, str] = {verb: entry["about"] for verb, entry in TABLE.items()}
-SYNONYMS = {"train": "fit", "evaluate": "test", "learning_rate": "lr", "resume": "ckpt_path"}
+# What other programs call a verb or a flag.
+SYNONYMS = {
+    "train": "fit",
+    "evaluate": "test",
+    "eval": "test",
+    "learning_rate": "lr",
+    "resume": "ckpt_path",
+    "checkpoint_path": "ckpt_path",
+    "gpu": "device gpu",
+    "cuda": "device gpu",
+    "cpu": "device cpu",
+    "gpus": "trainer.devices",
+    "scheduler": "model.lr_scheduler",
+    "validation_split": "data.val_fraction",
+}
 # Names that torch and torchvision use too, so that Lightning's parser would find them ambiguous.
 PATHS = {
     "MLP": "mnist_lightning.MLP",
@@ -72,6 +86,8 @@ def answer(words: Sequence[str]) -> str | None:
         InputError: If a verb or a flag does not exist, as far as the table says.
     """
     verb = words[0] if words else "--help"
+    if verb == "help" and len(words) > 1:  # help fit
+        return answer([words[1], "--help"])
     if verb in ("-h", "--help", "--help-all", "help"):
         return overview()
     if verb in ("-V", "--version"):
@@ -91,8 +107,13 @@ def answer(words: Sequence[str]) -> str | None:
     for word in words:
         found = re.match(r"--(\w[^.=+]*)([^=+]*)", word)
         if found and found[1] not in names:
-            hint = closest(SYNONYMS.get(found[1], found[1]), names, "--", found[2])
-            raise InputError(f"unknown argument {found[0]}{hint}")
+            meant = SYNONYMS.get(found[1].lower().replace("-", "_"), "")
+            if re.split("[ .]", meant)[0] not in names:
+                meant = near(found[1], names)
+            # A flag that is like none of these may be like one of Lightning's parser.
+            if meant or not sections:
+                hint = f"; did you mean --{meant}{found[2]}?" if meant else "; see --help"
+                raise InputError(f"unknown argument {found[0]}{hint}")
     return None
 
 
