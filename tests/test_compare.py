@@ -74,12 +74,15 @@ def test_groups(groups: list[dict[str, Any]]) -> None:
         "callbacks.0": "Timer",
         "duration": 5,
     }
-    wide_line, mlp_line = (
-        " ".join(line.split()) for line in compare_table(groups).splitlines()[1:3]
+    head, wide_line, mlp_line = (
+        " ".join(line.split()) for line in compare_table(groups).splitlines()[:3]
     )
-    assert wide_line == "wide 1 99.00% - 52.0 1,000 net CNN, dropout 0.5, width 32"
-    assert mlp_line == "mlp 3 98.00 ± 1.00% 96.00% 53.0 1,000 net MLP, dropout 0.2"
-    assert compare(["lightning_logs/wide"] * 2) == [wide | {"settings": {}}]
+    # The width follows from the network, which others do not have; so does the timer's duration.
+    assert head == "name runs validation test seconds parameters net dropout callbacks.0"
+    assert wide_line == "wide 1 99.00% - 52.0 1,000 CNN 0.5 -"
+    assert mlp_line == "mlp 3 98.00 ± 1.00% 96.00% 53.0 1,000 MLP 0.2 -"
+    alone = wide | {"settings": {}, "telling": []}
+    assert compare(["lightning_logs/wide"] * 2) == [alone]
     assert attempt(compare, ["lightning_logs/none"]) is None
     code = "import sys, mnist_lightning.studies.compare as it; it.compare(); "
     code += "sys.exit('numpy' in sys.modules)"
@@ -119,6 +122,59 @@ def test_settings_that_are_not_the_default_separate_groups() -> None:
     )
     named = {group["name"]: group["settings"].get("limit_val_batches") for group in compare()}
     assert (named["val"], named["val_2"]) == (0, 1)
+
+
+@pytest.mark.usefixtures("folder")
+def test_many_groups(tmp_path: Path) -> None:
+    """A table for each data set, a column for each setting that tells something."""
+
+    def optimizer(name: str, **arguments: Any) -> dict[str, Any]:
+        return {"class_path": f"torch.optim.{name}", "init_args": arguments}
+
+    mnist, own = ({"class_path": f"mnist_lightning.{name}"} for name in ("MNIST", "Drawings"))
+    net = {"class_path": "mnist_lightning.MLP", "init_args": {"hidden_sizes": [9] * 12}}
+    adam = {"eps": 1e-8, "betas": [0.9, 0.999]}
+    for number in range(6):
+        made = optimizer("Adam", lr=0.001 * (1 + number), **adam)
+        write(
+            f"adam_{number}",
+            1,
+            0.9 + 0.01 * number,
+            model={"net": net, "optimizer": made},
+            data=mnist,
+        )
+    made = optimizer("SGD", lr=0.1, momentum=0.9)
+    write("sgd", 1, 0.99, model={"net": net, "optimizer": made}, data=mnist)
+    for number, epsilon in enumerate((1e-8, 1e-4)):
+        made = optimizer("Adam", lr=0.001, **adam | {"eps": epsilon})
+        write(f"own_{number}", 1, 0.999, model={"net": net, "optimizer": made}, data=own)
+    groups = compare()
+    assert [group["name"] for group in groups][:2] == ["sgd", "adam_5"]
+    assert [group["data"] for group in groups] == ["MNIST"] * 7 + ["Drawings"] * 2
+    first, second = compare_table(groups).split("\n\n")
+    assert first.splitlines()[0] == "MNIST"
+    assert first.splitlines()[1].split()[6:] == ["optimizer", "lr"]
+    assert first.splitlines()[2].split()[6:] == ["SGD", "0.1"]
+    assert second.splitlines()[0] == "Drawings"
+    assert second.splitlines()[1].split()[6:] == ["eps"]
+    page = write_comparison(tmp_path / "page", groups).read_text()
+    assert (page.count("<table"), page.count("betas")) == (2, 0)
+    written = list(csv.DictReader((tmp_path / "page/compare.csv").open()))
+    assert (written[0]["momentum"], written[1]["betas"]) == ("0.9", "[0.9, 0.999]")
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_terminal_shows_what_fits() -> None:
+    """Long values are cut, and what does not fit is named."""
+    for number in range(2):
+        arguments = {"dropout": number, "hidden_sizes": [100 + number] * 9}
+        net = {"class_path": "mnist_lightning.MLP", "init_args": arguments}
+        more = {f"a_setting_with_a_long_name_{place}": number for place in range(5)}
+        write(f"run_{number}", 1, 0.9, model={"net": net}, trainer=more)
+    lines = compare_table(compare()).splitlines()
+    assert max(map(len, lines[:3])) <= 120
+    assert "[100, 100, 100, 1..." in "".join(lines)
+    assert lines[3].startswith("Not shown: a_setting_with_a_long_name_")
 
 
 def answering(name: str, wrong: range, **data: Any) -> Run:

@@ -66,12 +66,13 @@ REACHED: dict[str, Callable[[Values], Any]] = {
     "seeds": lambda it: f"{it['seeds'][0]}-{it['seeds'][-1]}",
     "tta": lambda it: it["run"].model.net.views,
     "output": lambda it: str(it["output"]),
+    "each": lambda it: it["run"].folder == Path(RUN),
     "augmentation": lambda it: it["augment"] is not None,
     "json": lambda it: it["printed"].startswith("["),
     "format": lambda it: Path(it["output"]).suffix.removeprefix("."),
     "compare log_dir": lambda it: str(it["output"].parent),
-    "serve device": lambda it: next(it["net"].parameters()).device.type,
-    "serve tta": lambda it: it["net"].views,
+    "serve device": lambda it: next(it["networks"][0].net.parameters()).device.type,
+    "serve tta": lambda it: it["networks"][0].net.views,
     "serve drawings": lambda it: str(it["drawings"]),
 }
 # What a flag gives where the example is not the value itself.
@@ -86,6 +87,7 @@ ALSO = {  # flags that the example needs beside it
     "describe output": ["--data", "UCIDigits"],
     "describe augmentation": ["--data", "UCIDigits"],
     "predict single": ["--images", "photo.jpg"],
+    "test each": ["--ckpt_path", RUN, "lightning_logs/b"],
     "export quantize": ["--output", "x.onnx"],
     "compare split": [RUN, "lightning_logs/b"],
     "compare log_dir": [RUN],
@@ -144,7 +146,7 @@ def called(place: Path, monkeypatch: pytest.MonkeyPatch) -> Values:
     note((quick, "write_comparison"), "output")
     note((contrast, "contrast"), "one", "other", "split")
     note(("mnist_lightning.pictures.write.write_digits",), "output", "images", "net")
-    server = ("net", "drawings", "host", "port", "token")
+    server = ("networks", "drawings", "host", "port", "token")
     note(("mnist_lightning.serve.server.serve",), *server)
     return found
 

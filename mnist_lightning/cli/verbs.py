@@ -173,7 +173,23 @@ def _validate(words: Sequence[str]) -> None:
         say(warning)
 
 
+def _test_each(own: argparse.Namespace, words: Sequence[str]) -> None:
+    from mnist_lightning.studies.compare import compare, compare_table
+
+    if not own.ckpt_path or own.output:
+        raise InputError("--each needs the runs, --ckpt_path RUN RUN, and takes no --output")
+    others = [word for word in words if word != "--each"]
+    files = [find_checkpoint(path, "best", own.log_dir) for path in own.ckpt_path]
+    for path in own.ckpt_path:
+        _test([*others, "--ckpt_path", path])  # the last one given counts
+        say("")
+    say(compare_table(compare([file.parent.parent for file in files if config_of(file)])))
+
+
 def _test(words: Sequence[str]) -> None:
+    own, _ = parse("test", words)
+    if own.each:
+        return _test_each(own, words)
     run, trainer, own = load("test", words)
     metrics = run.test(robustness=own.robustness, output=own.output, **trainer)
     if not metrics:

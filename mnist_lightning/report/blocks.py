@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # the verbs that answer at once do not wait for NumPy
     from numpy.typing import NDArray
 
 LONG = 32  # characters; a longer text is broken into lines
-LINE = 80  # characters of a terminal's line; a wider table takes the width of the page
+LINE = 70  # characters of a terminal's line; a wider table takes the width of the page
 NUMBER = re.compile(r"\W*\d[\d.,:%±· ]*")  # such as -0.5, 97.69 ± 0.08% or 4,800  10.00%
 
 
@@ -96,7 +96,12 @@ class Table(Block):
     @property
     def wide(self) -> bool:
         """Whether it takes the width of the page."""
-        return max(map(len, self._lines())) > LINE
+        return self.width > LINE
+
+    @property
+    def width(self) -> int:
+        """How many characters wide it is as text."""
+        return max(map(len, self._lines()))
 
 
 def _style(cells: Sequence[str]) -> str:

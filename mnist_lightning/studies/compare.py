@@ -18,8 +18,21 @@ from mnist_lightning.report.text import mean_std
 from mnist_lightning.settings import meaning, settings_in
 from mnist_lightning.training.runs import LOG_DIR
 
-COLUMNS = ("name", "runs", "validation", "test", "seconds", "parameters", "settings")
-LONGEST = 100  # characters of settings in the terminal
+COLUMNS = ("name", "runs", "validation", "test", "seconds", "parameters")
+WIDTH = 120  # characters of a terminal's line that a table may take
+LONGEST = 20  # characters of a cell in the terminal
+# The settings that people change first.
+FIRST = (
+    "net",
+    "hidden_sizes",
+    "width",
+    "augmentation",
+    "optimizer",
+    "lr",
+    "batch_size",
+    "max_epochs",
+    "lr_scheduler",
+)
 
 
 @dataclass
@@ -28,6 +41,12 @@ class Group:
 
     settings: Mapping[str, Any]
     records: dict[Path, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def dataset(self) -> str:
+        """The name of the data set; empty if it is not known."""
+        record = next(iter(self.records.values()))
+        return str(record.get("dataset") or self.settings.get("data") or "")
 
     def values(self, key: str) -> list[float]:
         """Return the numbers that the records have under a key."""
@@ -38,13 +57,15 @@ class Group:
 def compare(paths: Sequence[str | Path] = (LOG_DIR,)) -> list[dict[str, Any]]:
     """Return a dict for each group of runs whose settings differ in the seed alone.
 
-    The best on validation comes first. Settings that cannot change the result, such as folders and
-    the progress bar, are not compared. Null and a missing setting mean the default, which is in
-    ``DEFAULTS``, or off, as false is. So 0 is a value like any other. Left out are runs that are
-    not finished, and folders without a valid ``run.json`` and ``config.yaml``.
+    The groups of a data set are together, and the best on validation comes first among them.
+    Settings that cannot change the result, such as folders and the progress bar, are not compared.
+    Null and a missing setting mean the default, which is in ``DEFAULTS``, or off, as false is. So 0
+    is a value like any other. Left out are runs that are not finished, and folders without a valid
+    ``run.json`` and ``config.yaml``.
 
-    ``name`` is what the names of the ``runs`` have in common, and ``settings`` are those that
-    differ between the groups. ``validation`` and ``test`` are mean accuracies in [0, 1], the latter
+    ``name`` is what the names of the ``runs`` have in common, ``data`` is their data set, and
+    ``settings`` are those that differ between its groups; ``telling`` names those that do not just
+    follow from another one. ``validation`` and ``test`` are mean accuracies in [0, 1], the latter
     of the runs that were tested, and ``seconds`` is the mean time of training, comparable on one
     machine only. ``validation_std`` and ``test_std`` are sample standard deviations over the ``n``
     runs, None for one run. What is not known is None.
@@ -66,11 +87,19 @@ def compare(paths: Sequence[str | Path] = (LOG_DIR,)) -> list[dict[str, Any]]:
             "train one, or resume it with --ckpt_path"
         )
     names = names_of([[*group.records] for group in found])
-    differences = _differences([group.settings for group in found])
+    datasets = [group.dataset for group in found]
+    differences: list[dict[str, Any]] = [{} for _ in found]
+    telling: dict[str, list[str]] = {}
+    for dataset in dict.fromkeys(datasets):
+        places = [place for place, other in enumerate(datasets) if other == dataset]
+        own, telling[dataset] = _differences([found[place].settings for place in places])
+        for place, different in zip(places, own, strict=True):
+            differences[place] = different
     rows = []
     for name, different, group in zip(names, differences, found, strict=True):
         folders = [str(folder) for folder in group.records]
         row: dict[str, Any] = {"name": name, "n": len(folders), "runs": folders}
+        row["data"] = group.dataset
         for measure, key in (
             ("validation", "best_val_acc"),
             ("test", "test"),
@@ -80,9 +109,10 @@ def compare(paths: Sequence[str | Path] = (LOG_DIR,)) -> list[dict[str, Any]]:
             row[measure] = fmean(values) if values else None
             row[f"{measure}_std"] = stdev(values) if len(values) > 1 else None
         row["parameters"] = next(iter(group.records.values())).get("num_parameters")
-        row["settings"] = different
+        row["settings"], row["telling"] = different, telling[group.dataset]
         rows.append(row)
-    return sorted(rows, key=lambda row: (row["validation"] is None, -(row["validation"] or 0)))
+    rows.sort(key=lambda row: (row["validation"] is None, -(row["validation"] or 0)))
+    return sorted(rows, key=lambda row: (-datasets.count(row["data"]), row["data"]))
 
 
 def _folders(path: Path) -> list[Path]:
@@ -111,10 +141,14 @@ def _groups(folders: Iterable[Path]) -> list[Group]:
     return list(groups.values())
 
 
-def _differences(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _differences(
+    groups: Sequence[Mapping[str, Any]],
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the settings of each group that differ between groups, under their last words.
 
-    The Trainer's are last.
+    The Trainer's are last. The second of the results are those that tell something: what only
+    follows from another one, such as the arguments of a class that other groups do not have, is
+    left out.
     """
     every = {name: None for group in groups for name in group}  # a set that keeps the order
     meanings = [meaning(group) for group in groups]
@@ -123,14 +157,20 @@ def _differences(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if len({group.get(name) for group in meanings}) > 1:
             differ.append(name)
     words = [re.sub(r".*\.(?=[a-z])", "", name) for name in differ]
-    found = []
-    for group in groups:
-        own = {}
-        for name, word in zip(differ, words, strict=True):
+    found: list[dict[str, Any]] = [{} for _ in groups]
+    telling = []
+    for name, word in zip(differ, words, strict=True):
+        short = word if words.count(word) == 1 else name
+        for own, group in zip(found, groups, strict=True):
             if name in group:
-                own[word if words.count(word) == 1 else name] = group[name]
-        found.append(own)
-    return found
+                own[short] = group[name]
+        values = {group[name] for group in meanings if name in group}
+        owner = name.rpartition(".")[0]  # a section, or a class that some groups may not have
+        is_argument = len({group.get(owner) for group in groups}) > 1
+        if len(values) > 1 or not is_argument:
+            telling.append(short)
+    telling.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    return found, telling
 
 
 def names_of(groups: Sequence[Sequence[Path]]) -> list[str]:
@@ -155,32 +195,47 @@ def names_of(groups: Sequence[Sequence[Path]]) -> list[str]:
     ]
 
 
-def _table(groups: Sequence[Mapping[str, Any]], longest: int | None = None) -> Table:
-    """Return a row for each group; accuracies are mean ± standard deviation over the runs.
+def _tables(groups: Sequence[Mapping[str, Any]], width: int | None = None) -> list[Table]:
+    """Return a table for each data set, with a row for each of its groups.
+
+    Accuracies are mean ± standard deviation over the runs. Each setting that differs has a column;
+    what only follows from another one, such as the arguments of a class, has none.
 
     Args:
         groups: Those of ``compare``.
-        longest: How many characters of the settings are shown; all by default.
+        width: How many characters wide a table may be; without it, it may have any width.
     """
-    rows = []
-    for group in groups:
-        settings = []
-        for name, value in group["settings"].items():
-            settings.append(f"{name} {'none' if value is None else value}")
-        text = ", ".join(settings)
-        if longest is not None and len(text) > longest:
-            text = f"{text[:longest]}..."
-        row = [
-            group["name"],
-            str(group["n"]),
-            mean_std(group["validation"], group["validation_std"]),
-            mean_std(group["test"], group["test_std"]),
-            _number(group["seconds"], ",.1f"),
-            _number(group["parameters"], ","),
-            text,
-        ]
-        rows.append([printable(cell) for cell in row])
-    return Table(COLUMNS, rows)
+    tables = []
+    for dataset in dict.fromkeys(group["data"] for group in groups):
+        own = [group for group in groups if group["data"] == dataset]
+        columns = [[_cell(group, column) for group in own] for column in COLUMNS]
+        shown, left_out = [*COLUMNS], []
+        for name in own[0]["telling"]:
+            cells = []
+            for group in own:
+                value = group["settings"].get(name, "-")
+                text = printable("none" if value is None else str(value))
+                is_long = width is not None and len(text) > LONGEST
+                cells.append(f"{text[: LONGEST - 3]}..." if is_long else text)
+            wider = Table([*shown, name], [*zip(*columns, cells, strict=True)])
+            if width is not None and wider.width > width:
+                left_out.append(name)
+            else:
+                columns, shown = [*columns, cells], [*shown, name]
+        caption = f"Not shown: {', '.join(left_out)}." if left_out else ""
+        tables.append(Table(shown, [*zip(*columns, strict=True)], caption, title=dataset))
+    return tables
+
+
+def _cell(group: Mapping[str, Any], column: str) -> str:
+    """Return what a column says of a group."""
+    if column == "name":
+        return printable(group["name"])
+    if column == "runs":
+        return str(group["n"])
+    if column in ("validation", "test"):
+        return mean_std(group[column], group[f"{column}_std"])
+    return _number(group[column], ",.1f" if column == "seconds" else ",")
 
 
 def _number(value: Any, style: str) -> str:
@@ -188,8 +243,8 @@ def _number(value: Any, style: str) -> str:
 
 
 def compare_table(groups: Sequence[Mapping[str, Any]]) -> str:
-    """Return the groups of ``compare`` as a text table; long settings are cut."""
-    return str(_table(groups, LONGEST))
+    """Return the groups of ``compare`` as text: a table for each data set, as wide as WIDTH."""
+    return "\n\n".join(map(str, _tables(groups, WIDTH)))
 
 
 def write_comparison(
@@ -210,7 +265,7 @@ def write_comparison(
         "Runs whose settings differ in the seed alone are a group. "
         "Mean ± standard deviation over the runs."
     )
-    sections: dict[str, list[Any]] = {"Groups": [_table(groups)]}
+    sections: dict[str, list[Any]] = {"Groups": _tables(groups)}
     headline = {"Groups": f"{len(groups):,}", "Runs": f"{sum(group['n'] for group in groups):,}"}
     if contrast is not None:
         lead = contrast.sentence
@@ -219,7 +274,7 @@ def write_comparison(
     rows = []
     for group in groups:
         row = {**group["settings"], **group, "runs": " ".join(group["runs"])}
-        del row["settings"]
+        del row["settings"], row["telling"]
         rows.append(row)
     columns = {name: None for row in rows for name in row}  # a set that keeps the order
     write_csv(folder / "compare.csv", [*columns], rows)
