@@ -143,7 +143,7 @@ class Card:
     Args:
         image: Grey ``(h, w)``, RGB ``(h, w, 3)`` or RGBA ``(h, w, 4)``, of any size.
         label: What is said of it in a word, such as "4".
-        line: A small line below that, such as "predicted 4, 99%".
+        line: One or two small lines below that, such as "predicted 4, 99%".
         flagged: Whether it has an orange frame: a mistake, or a doubtful answer.
         probabilities: ``(10,)`` in [0, 1], drawn as bars; none without any.
         new_row: Whether it begins a new row of cards.
@@ -157,7 +157,7 @@ class Card:
     new_row: bool = False
 
     def __str__(self) -> str:
-        return f"{self.label}  {self.line}"
+        return f"{self.label}  {self.line}".replace("\n", "  ")
 
 
 @dataclass(frozen=True)
@@ -174,3 +174,18 @@ class Gallery(Block):
 
     def __str__(self) -> str:
         return "\n".join(filter(None, [self.title, *map(str, self.cards), self.caption]))
+
+
+@dataclass(frozen=True)
+class Fold(Block):
+    """Blocks that a page hides until its title is clicked."""
+
+    title: str
+    blocks: Sequence[Block]
+    kind: ClassVar[str] = "fold"
+
+    def __bool__(self) -> bool:
+        return any(self.blocks)
+
+    def __str__(self) -> str:
+        return "\n".join([self.title, *map(str, self.blocks)])

@@ -25,7 +25,7 @@ RECORD = {
     "started": ("Started", "{}"),
     "fit_seconds": ("Seconds of training", "{:,.1f}"),
     "device": ("Device", "{}"),
-    "precision": ("Precision", "{}"),
+    "precision": ("Floating-point precision", "{}"),
     "net_arguments": ("Arguments of the network", "{}"),
     "versions": ("Versions", "{}"),
 }
@@ -105,7 +105,7 @@ def run_html(folder: Path, record: Mapping[str, Any], test_accuracy: Any) -> str
         values["Test accuracy"] = _formatted("accuracy", test_accuracy, "{:.2%}")
     blocks: list[Block] = [Facts(values)]
     if (curves := folder / "curves.png").is_file():
-        blocks.append(Picture(curves.read_bytes(), "Learning curves"))
+        blocks.append(Picture(curves.read_bytes(), "Learning curves", wide=True))
     return notebook(blocks, str(folder))
 
 
@@ -184,6 +184,35 @@ def class_table(metrics: Mapping[str, Any]) -> Table:
     return Table(columns, rows, title=f"Each {word}")
 
 
+def words_table(metrics: Mapping[str, Any]) -> Table:
+    """Return what the words of a report mean."""
+    word = class_word(metrics["class_names"])
+    rows = [
+        ["accuracy", "The share of the images with the right answer."],
+        ["confidence", "The probability that the network gives to its answer."],
+        [
+            "loss",
+            f"The mean of -ln(p), where p is the probability that the network gives to the true "
+            f"{word}. 0 is best; with 10% for each {word} it is 2.30.",
+        ],
+        ["recall", f"Of the images of a {word}, the share that is recognised."],
+        ["precision", f"Of the images that are taken for a {word}, the share that shows it."],
+        ["F1", "The harmonic mean of precision and recall. It is low if one of them is."],
+        ["macro", f"The mean of the ten values: a rare {word} counts as much as a frequent one."],
+        [
+            "AUROC",
+            f"Take a random image of a {word} and one of another: how often does the first have "
+            f"the higher probability of that {word}? 1 is best, 0.5 is chance.",
+        ],
+        [
+            "calibration error",
+            "The mean difference between confidence and accuracy. At 0, the network is right in "
+            "90 of 100 answers that have a confidence of 90%.",
+        ],
+    ]
+    return Table(["word", "meaning"], rows)
+
+
 def mistakes_table(metrics: Mapping[str, Any]) -> Table:
     """Return the most frequent mistakes, the most frequent first."""
     names = metrics["class_names"]
@@ -196,7 +225,7 @@ def mistakes_table(metrics: Mapping[str, Any]) -> Table:
         bars.append(count / mistakes[0][2])
     if not mistakes:
         rows, bars = [["none: all predictions are correct", "0", "0.0%"]], [0]
-    columns = "true → predicted", "images", f"of the true {word}"
+    columns = "true → predicted", "images", f"share of the {word}'s images"
     return Table(columns, rows, title="Most frequent mistakes", bars=bars)
 
 
