@@ -192,7 +192,7 @@ def test_tensorboard(folder: Path) -> None:
         "trained_on": "UCIDigits",
     }
     tags = [info.name.tag for info in experiment.experiment.metric_infos]
-    assert tags == ["val/acc", "val/loss", "test/acc"]
+    assert tags == ["val/best_acc", "val/acc", "val/loss", "test/acc"]
     accuracy = run.test()["accuracy"]
     png = io.BytesIO()
     Image.new("L", (9, 9)).save(png, "png")
@@ -205,7 +205,11 @@ def test_tensorboard(folder: Path) -> None:
     assert scalars("val/acc") == [(row["step"], row["val/acc"]) for row in run.history]
     assert scalars("test/acc") == [(72, accuracy)]
     assert [events.Images(tag)[0].step for tag in ("test/roc", "pictures/photo")] == [72, 72]
-    assert scalars("epoch")[-1] == (71, 1)
+    assert scalars("val/best_acc")[-1] == (72, run.best_val_acc)
+    assert {step for step, _ in scalars("train/loss_step")} == {0, 36}  # of 72 updates
+    assert "epoch" not in events.Tags()["scalars"]
+    layout = content["custom_scalars__config__"]
+    assert layout.plugin_data.plugin_name == "custom_scalars"
 
 
 def test_readme_example(folder: Path, trained: Any) -> None:
