@@ -162,11 +162,19 @@ class Card:
 
 @dataclass(frozen=True)
 class Gallery(Block):
-    """Cards side by side, with a text above and a text below them."""
+    """Cards side by side, with a text above and a text below them.
+
+    Args:
+        cards: The cards.
+        caption: The text below.
+        title: The text above.
+        folded: Whether a page hides the cards until the title is clicked.
+    """
 
     cards: Sequence[Card]
     caption: str = ""
     title: str = ""
+    folded: bool = False
     kind: ClassVar[str] = "gallery"
 
     def __bool__(self) -> bool:
@@ -177,15 +185,12 @@ class Gallery(Block):
 
 
 @dataclass(frozen=True)
-class Fold(Block):
-    """Blocks that a page hides until its title is clicked."""
+class Words(Block):
+    """What the words of a test's report mean.
 
-    title: str
-    blocks: Sequence[Block]
-    kind: ClassVar[str] = "fold"
+    Args:
+        word: What its classes are called: digit or class.
+    """
 
-    def __bool__(self) -> bool:
-        return any(self.blocks)
-
-    def __str__(self) -> str:
-        return "\n".join([self.title, *map(str, self.blocks)])
+    word: str
+    kind: ClassVar[str] = "words"

@@ -184,35 +184,6 @@ def class_table(metrics: Mapping[str, Any]) -> Table:
     return Table(columns, rows, title=f"Each {word}")
 
 
-def words_table(metrics: Mapping[str, Any]) -> Table:
-    """Return what the words of a report mean."""
-    word = class_word(metrics["class_names"])
-    rows = [
-        ["accuracy", "The share of the images with the right answer."],
-        ["confidence", "The probability that the network gives to its answer."],
-        [
-            "loss",
-            f"The mean of -ln(p), where p is the probability that the network gives to the true "
-            f"{word}. 0 is best; with 10% for each {word} it is 2.30.",
-        ],
-        ["recall", f"Of the images of a {word}, the share that is recognised."],
-        ["precision", f"Of the images that are taken for a {word}, the share that shows it."],
-        ["F1", "The harmonic mean of precision and recall. It is low if one of them is."],
-        ["macro", f"The mean of the ten values: a rare {word} counts as much as a frequent one."],
-        [
-            "AUROC",
-            f"Take a random image of a {word} and one of another: how often does the first have "
-            f"the higher probability of that {word}? 1 is best, 0.5 is chance.",
-        ],
-        [
-            "calibration error",
-            "The mean difference between confidence and accuracy. At 0, the network is right in "
-            "90 of 100 answers that have a confidence of 90%.",
-        ],
-    ]
-    return Table(["word", "meaning"], rows)
-
-
 def mistakes_table(metrics: Mapping[str, Any]) -> Table:
     """Return the most frequent mistakes, the most frequent first."""
     names = metrics["class_names"]

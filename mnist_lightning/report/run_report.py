@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from mnist_lightning.files import write_atomic
 from mnist_lightning.report import figures, figures_accuracy
-from mnist_lightning.report.blocks import Block, Card, Fold, Gallery, Picture
+from mnist_lightning.report.blocks import Block, Card, Gallery, Picture, Words
 from mnist_lightning.report.metrics import Labels, Test, classification, decide
 from mnist_lightning.report.pages import write_page
 from mnist_lightning.report.results import (
@@ -20,7 +20,6 @@ from mnist_lightning.report.results import (
     metrics_title,
     mistakes_table,
     run_facts,
-    words_table,
 )
 from mnist_lightning.report.text import DIGIT_NAMES, class_word, or_na
 
@@ -88,7 +87,7 @@ def write_report(
         f"Metrics per {class_word(names)}": [
             class_table(metrics),
             mistakes_table(metrics),
-            Fold("What the words mean", [words_table(metrics)]),
+            Words(class_word(names)),
         ],
     }
     for heading, drawn in drawings.items():
@@ -96,7 +95,8 @@ def write_report(
         sections[heading] = [_picture(each) for each in drawn]
         if heading == "Confusion matrix":
             mistakes = misclassified(test, names, MOST).cards
-            more = Fold(f"{len(mistakes) - SHOWN:,} more mistakes", [Gallery(mistakes[SHOWN:])])
+            rest = mistakes[SHOWN:]
+            more = Gallery(rest, title=f"{len(rest):,} more mistakes", folded=True)
             shown = [galleries["misclassified"], more, galleries["samples"]]
             sections["Mistakes and typical images"] = shown
     sections["The run"] = [run_facts(record)]
