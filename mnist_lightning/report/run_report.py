@@ -97,8 +97,11 @@ def write_report(
             mistakes = misclassified(test, names, MOST).cards
             rest = mistakes[SHOWN:]
             more = Gallery(rest, title=f"{len(rest):,} more mistakes", folded=True)
-            shown = [galleries["misclassified"], more, galleries["samples"]]
-            sections["Mistakes and typical images"] = shown
+            sections["Mistakes and typical images"] = [
+                galleries["misclassified"],
+                more,
+                galleries["samples"],
+            ]
     sections["The run"] = [run_facts(record)]
     folder.mkdir(parents=True, exist_ok=True)
     if robustness is None:

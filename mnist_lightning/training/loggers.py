@@ -81,7 +81,7 @@ class TensorBoardRunLogger(TensorBoardLogger):
         metrics = dict.fromkeys(HPARAMS_METRICS, 0.0)  # only their names are written
         for summary in hparams(columns, metrics):  # type: ignore[no-untyped-call]
             self.experiment.file_writer.add_summary(summary)
-        self.experiment.add_custom_scalars(CHARTS)  # type: ignore[no-untyped-call]
+        self.experiment.add_custom_scalars(CHARTS)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # noqa: D102
