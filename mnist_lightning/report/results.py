@@ -105,7 +105,7 @@ def run_html(folder: Path, record: Mapping[str, Any], test_accuracy: Any) -> str
         values["Test accuracy"] = _formatted("accuracy", test_accuracy, "{:.2%}")
     blocks: list[Block] = [Facts(values)]
     if (curves := folder / "curves.png").is_file():
-        blocks.append(Picture(curves.read_bytes(), "Learning curves", wide=True))
+        blocks.append(Picture(curves.read_bytes(), "Learning curves"))
     return notebook(blocks, str(folder))
 
 

@@ -257,8 +257,8 @@ class RunRecord(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any
     ) -> None:
         """Show the loss of some batches in TensorBoard: all would slow down training."""
-        is_due = args[-1] % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        if is_due and "loss" in (outputs or {}):
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and args[-1] % every == 0 and "loss" in (outputs or {}):
             loss = outputs["loss"].item() * trainer.accumulate_grad_batches
             for logger in tensorboards(trainer):
                 logger.log_metrics({"train/loss_step": loss}, trainer.global_step - 1)
