@@ -24,7 +24,7 @@ from mnist_lightning.report.results import (
 from mnist_lightning.report.text import DIGIT_NAMES, class_word, or_na
 
 SHOWN = 40  # images of a gallery
-MOST = 1000  # mistakes of a page: a thousand take about 800 kB
+MOST = 1000  # mistakes of a page: a thousand take about 500 kB
 
 
 class Drawing(NamedTuple):
