@@ -1,6 +1,7 @@
 """Networks in other formats: written, compared with the original, and read back."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import yaml
 from conftest import attempt, files_in, refusal
 from onnx import TensorProto, helper
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -143,6 +146,60 @@ def test_back_in(run: Run) -> None:
         accelerator="cpu",
     )
     assert torch.equal(net.layers[1].weight, run.model.net.layers[1].weight)  # type: ignore[index, union-attr]
+
+
+def test_the_card_of_a_file(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its lines load the file as they stand, and its figures are the run's."""
+    digits = run.predict(IMAGES).digits
+    photo = 255 - np.kron(run.data.load("test")[0][0], np.ones((4, 4), np.uint8))
+    Image.fromarray(photo).save("photo.jpg")
+    for suffix, library in zip(
+        write.FORMATS.values(), ("onnx", "mnist-lightning", "keras", "pytorch"), strict=True
+    ):
+        run.export(f"m{suffix}")
+        card = Path(f"m{suffix}.md").read_text()
+        front = yaml.safe_load(card.split("---\n")[1])
+        assert (front["library_name"], front["license"]) == (library, "mit")
+        (result,) = front["model-index"][0]["results"]
+        assert result["dataset"] == {
+            "name": "UCIDigits",
+            "type": "UCIDigits",
+            "split": "validation",
+        }
+        assert result["metrics"] == [{"type": "accuracy", "value": run.best_val_acc}]
+        for sentence in (
+            f"Validation: **{run.best_val_acc:.2%}**.",
+            "- Test: not measured.",
+            "on 287 validation images of UCIDigits: 287 get the same answer.",
+            "20% of the training images were kept out for validation (`split_seed` 0).",
+            "- Seed: 42\n",
+            f"torch {torch.__version__.partition('+')[0]}",
+        ):
+            assert sentence in card
+        load, *more = re.findall("```python\n(.*?)```", card, re.DOTALL)
+        assert load.count("\n") == 3
+        names: dict[str, Any] = {"images": FLOATS[:, 0] if suffix == ".keras" else FLOATS}
+        exec(load, names)
+        np.testing.assert_array_equal(names["digits"], digits)
+        for lines in more:
+            capsys.readouterr()
+            exec(lines, {})
+            assert capsys.readouterr().out == f"{run.recognize('photo.jpg').text}\n"
+    metrics = run.test(robustness=True, accelerator="cpu")
+    card = run.write_card("m.onnx").read_text()
+    result = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"][1]
+    assert (result["dataset"]["split"], result["metrics"][0]["value"]) == (
+        "test",
+        metrics["accuracy"],
+    )
+    assert f"- Test: **{metrics['accuracy']:.2%}** of 360 images of UCIDigits." in card
+    assert f"|     5°  {metrics['robustness']['rotation']['5']:.1%} |" in card
+    load_run(["lightning_logs/a", "m.safetensors"]).export(
+        "both.onnx"
+    )  # a network without a record
+    card = Path("both.onnx.md").read_text()
+    assert "- Validation: not known." in card
+    assert "- Network: Ensemble\n" in card
 
 
 def test_8_bit_integers(run: Run) -> None:

@@ -31,6 +31,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
 
@@ -165,7 +166,7 @@ def test_epoch_lines(
 
 def test_tensorboard(folder: Path) -> None:
     """HPARAMS names what runs differ in; a test stands at the end of the axis."""
-    run = train(max_epochs=2)
+    run = train(max_epochs=2, log_every_n_steps=20)
     (file,) = run.folder.glob("events*")
     content = EventAccumulator(str(file)).Reload().summary_metadata
     start = HParamsPluginData.FromString(
@@ -192,7 +193,7 @@ def test_tensorboard(folder: Path) -> None:
         "trained_on": "UCIDigits",
     }
     tags = [info.name.tag for info in experiment.experiment.metric_infos]
-    assert tags == ["val/acc", "val/loss", "test/acc"]
+    assert tags == ["val/best_acc", "val/acc", "val/loss", "test/acc"]
     accuracy = run.test()["accuracy"]
     png = io.BytesIO()
     Image.new("L", (9, 9)).save(png, "png")
@@ -205,7 +206,20 @@ def test_tensorboard(folder: Path) -> None:
     assert scalars("val/acc") == [(row["step"], row["val/acc"]) for row in run.history]
     assert scalars("test/acc") == [(72, accuracy)]
     assert [events.Images(tag)[0].step for tag in ("test/roc", "pictures/photo")] == [72, 72]
-    assert scalars("epoch")[-1] == (71, 1)
+    assert scalars("val/best_acc")[-1] == (72, run.best_val_acc)
+    assert {step for step, _ in scalars("train/loss_step")} == {0, 20, 36, 56}  # of 72 updates
+    assert "epoch" not in events.Tags()["scalars"]
+    (written, *_) = events.Tensors("custom_scalars__config__")
+    charts = Layout.FromString(written.tensor_proto.string_val[0]).category[0].chart
+    shown = {}
+    for chart in charts:
+        (pattern,) = chart.multiline.tag
+        shown[chart.title] = {tag for tag in events.Tags()["scalars"] if re.match(pattern, tag)}
+    assert shown == {
+        "loss": {"train/loss", "val/loss"},
+        "accuracy": {"train/acc", "val/acc"},
+        "training loss of single batches": {"train/loss_step"},
+    }
 
 
 def test_readme_example(folder: Path, trained: Any) -> None:

@@ -144,8 +144,8 @@ def test_blocks_as_text() -> None:
         Table(columns, [("a", "b")])
     test = predictions(2, 9)
     assert str(run_report.samples(test)).splitlines()[1:3] == [
-        f"{label} → {label} ✓  {probability:.1%}"
-        for label, probability in zip(test[1], test[2].max(axis=1), strict=True)
+        f"{label} → {label} ✓  {probability:.1%}  row {row}"
+        for row, (label, probability) in enumerate(zip(test[1], test[2].max(axis=1), strict=True))
     ]
 
 
@@ -270,24 +270,52 @@ def test_galleries() -> None:
         run_report.misclassified(test, top=12),
         run_report.samples(test, top=25),
     )
-    right = int((predicted == labels)[:25].sum())
+    drawn = [int(card.line.partition("row ")[2]) for card in samples.cards]
+    assert len({*drawn}) == 25
+    assert max(drawn) > 300  # of all images, not of the first
+    assert str(samples) == str(run_report.samples(test, top=25))
+    right = int((predicted == labels)[drawn].sum())
     assert 0 < right < 25
-    assert misclassified.title == f"Misclassified: 12 of {len(wrong)}, the most confident first"
-    assert samples.title == f"The first 25 of 400 images: {right} correct, {25 - right} wrong"
-    for cards, indices in ((misclassified, wrong[:12]), (samples, range(25))):
+    assert misclassified.title == f"12 of {len(wrong)} mistakes, the most confident first"
+    counts = f"{right} correct, {25 - right} wrong"
+    assert samples.title == f"Typical images: 25 of 400 at random, {counts}"
+    for cards, indices in ((misclassified, wrong[:12]), (samples, drawn)):
         figure = figures.gallery(cards)
         assert texts(figure)[2 * len(indices)] == cards.title
         for place, index in enumerate(indices):
-            y, x = 20 + place // 10 * 50, 4 + place % 10 * 36
+            y, x = 20 + place // 10 * 55, 4 + place % 10 * 36
             tile = picture(figure)[y - 1 : y + 28, x - 1 : x + 28]
             np.testing.assert_array_equal(tile[1:, 1:], images[index][..., None].repeat(3, axis=2))
             is_right = predicted[index] == labels[index]
             assert tile[0, 0].tolist() == ([255] * 3 if is_right else [0xD5, 0x5E, 0])
             label = f"{labels[index]} → {predicted[index]} {'✓' if is_right else '✗'}"
-            assert texts(figure)[2 * place : 2 * place + 2] == [label, f"{confidence[index]:.1%}"]
-    named = figures.gallery(run_report.samples(test, CLASSES, top=6))
-    assert texts(named)[10].startswith(f"{CLASSES[labels[5]]} → ")
-    np.testing.assert_array_equal(picture(named)[70:98, 22:50, 0], images[5])  # five in a row
+            line = f"{confidence[index]:.1%}\nrow {index}"
+            assert texts(figure)[2 * place : 2 * place + 2] == [label, line]
+    cards = run_report.samples(test, CLASSES, top=6)
+    sixth = int(cards.cards[5].line.partition("row ")[2])
+    named = figures.gallery(cards)
+    assert texts(named)[10].startswith(f"{CLASSES[labels[sixth]]} → ")
+    np.testing.assert_array_equal(picture(named)[75:103, 22:50, 0], images[sixth])  # five in a row
+
+
+def test_the_page_has_all_mistakes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty are shown, the others are in a fold; a diverged network does not fill the disk."""
+    test = predictions(400, 2)
+    wrong = np.flatnonzero(test[2].argmax(axis=1) != test[1])
+    for most in (1000, 50):
+        monkeypatch.setattr(run_report, "MOST", most)
+        run_report.write_report(folder, "run", "MNIST", test, 0.1, [], {})
+        html = (folder / "index.html").read_text()
+        shown, folded = html.split("Mistakes and typical images</h2>")[1].split("<details>")
+        first, rest = (
+            re.findall(r"✗</b><small>.*\nrow (\d+)</small>", part)
+            for part in (shown, folded.split("</details>")[0])
+        )
+        number = min(len(wrong), most) - 40
+        assert (len(first), len(rest)) == (40, number)
+        assert f"<summary>{number} more mistakes</summary>" in folded
+        assert {*map(int, first + rest)} <= {*wrong}
+    assert "that the network gives to the true digit. 0 is best" in html
 
 
 def test_confidence_histogram_and_reliability_diagram_match_numpy() -> None:

@@ -358,7 +358,7 @@ def _export(words: Sequence[str]) -> None:
     if own.format and path.suffix != suffix:
         raise InputError(f"--output must end in {suffix} for --format {own.format}, got {path}")
     rows = run.export(path, logits=own.logits, quantize=own.quantize)
-    say(f"\n{write.export_table(rows)}\n\nWritten: {path}")
+    say(f"\n{write.export_table(rows)}\n\nWritten: {path}, and its model card {path}.md")
 
 
 def _import(words: Sequence[str]) -> None:

@@ -148,7 +148,7 @@ class Card:
     Args:
         image: Grey ``(h, w)``, RGB ``(h, w, 3)`` or RGBA ``(h, w, 4)``, of any size.
         label: What is said of it in a word, such as "4".
-        line: A small line below that, such as "predicted 4, 99%".
+        line: One or two small lines below that, such as "predicted 4, 99%".
         flagged: Whether it has an orange frame: a mistake, or a doubtful answer.
         probabilities: ``(10,)`` in [0, 1], drawn as bars; none without any.
         new_row: Whether it begins a new row of cards.
@@ -162,16 +162,24 @@ class Card:
     new_row: bool = False
 
     def __str__(self) -> str:
-        return f"{self.label}  {self.line}"
+        return f"{self.label}  {self.line}".replace("\n", "  ")
 
 
 @dataclass(frozen=True)
 class Gallery(Block):
-    """Cards side by side, with a text above and a text below them."""
+    """Cards side by side, with a text above and a text below them.
+
+    Args:
+        cards: The cards.
+        caption: The text below.
+        title: The text above.
+        folded: Whether a page hides the cards until the title is clicked.
+    """
 
     cards: Sequence[Card]
     caption: str = ""
     title: str = ""
+    folded: bool = False
     kind: ClassVar[str] = "gallery"
 
     def __bool__(self) -> bool:
@@ -179,3 +187,15 @@ class Gallery(Block):
 
     def __str__(self) -> str:
         return "\n".join(filter(None, [self.title, *map(str, self.cards), self.caption]))
+
+
+@dataclass(frozen=True)
+class Words(Block):
+    """What the words of a test's report mean.
+
+    Args:
+        word: What its classes are called: digit or class.
+    """
+
+    word: str
+    kind: ClassVar[str] = "words"

@@ -27,7 +27,7 @@ SHADES = LinearSegmentedColormap.from_list("errors", ["white", WRONG, "#7A3600"]
 ERRORS = SHADES.with_extremes(bad="0.94")
 ZERO = "·"  # cells that are not zero stand out
 DPI = 120
-TILE_HEIGHT, TITLE_HEIGHT, GALLERY_WIDTH = 50, 20, 360  # of a gallery; pixels of the digits
+TILE_HEIGHT, TITLE_HEIGHT, GALLERY_WIDTH = 55, 20, 360  # of a gallery; pixels of the digits
 
 
 def png(figure: Figure) -> bytes:
@@ -76,11 +76,11 @@ def curves(history: Sequence[Mapping[str, str]]) -> Figure:
     first = next((row for row in history if row.get("train/loss")), history[0])
     epochs = int(first["epoch"] or 0) + 1  # LearningRateMonitor names no epoch
     updates_per_epoch = (int(first["step"]) + 1) / epochs
-    figure = Figure(figsize=(5.2, 7), layout="constrained")
-    upper, lower = figure.subplots(2, 1)
-    upper.set_title("Accuracy")
-    lower.set_title("Loss (cross-entropy, nats)")
-    for axis, metric in ((upper, "acc"), (lower, "loss")):
+    figure = Figure(figsize=(10.6, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.set_title("Accuracy")
+    right.set_title("Loss (cross-entropy, nats)")
+    for axis, metric in ((left, "acc"), (right, "loss")):
         for stage, style in STAGES.items():
             rows = [row for row in history if row.get(f"{stage}/{metric}")]
             places = [(int(row["step"]) + 1) / updates_per_epoch for row in rows]
@@ -93,7 +93,7 @@ def curves(history: Sequence[Mapping[str, str]]) -> Figure:
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend()
-    upper.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    left.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     return figure
 
 
@@ -146,8 +146,7 @@ def _matrix(title: str, values: NDArray[Any], style: str, names: Sequence[str]) 
     axis.tick_params(length=0)
     axis.invert_yaxis()
     figure.suptitle(title)
-    strongest = f" (the strongest colour is {style.format(largest)})" if largest else ""
-    axis.set(ylabel="true", xlabel=f"predicted{strongest}")
+    axis.set(ylabel="true", xlabel="predicted")
     return figure
 
 
@@ -174,10 +173,10 @@ def gallery(cards: Gallery) -> Figure:
         canvas[y : y + 28, x : x + 28] = card.image[:, :, None]
         weight = "bold" if card.flagged else "normal"
         axis.text(x + 14, y + 31, card.label, weight=weight, **centred)
-        axis.text(x + 14, y + 38, card.line, fontsize=9, color="0.3", **centred)
+        axis.text(x + 14, y + 37, card.line, fontsize=9, color="0.3", **centred)
     axis.imshow(canvas, interpolation="nearest", aspect="auto")
     axis.text(4, 3, cards.title, va="top", fontsize=12)
     if cards:
-        axis.text(4, 11, "true → predicted, and the confidence", va="top", color="0.3")
+        axis.text(4, 11, "true → predicted, the confidence, and the row", va="top", color="0.3")
     axis.set_axis_off()
     return figure

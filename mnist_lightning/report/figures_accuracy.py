@@ -14,11 +14,11 @@ from mnist_lightning.report.metrics import Labels, Probabilities, decide, has_cu
 from mnist_lightning.report.text import DIGIT_NAMES, class_word
 
 PANELS = {
-    "shift": ("Shift", "px, mean of 8 directions"),
-    "rotation": ("Rotation", "degrees, mean of both ways"),
-    "noise": ("Noise", "std, as a share of white"),
-    "blur": ("Blur", "sigma in px"),
-    "stroke": ("Stroke width", "px thinner or thicker"),
+    "shift": ("Shift", "pixels, mean of 8 directions"),
+    "rotation": ("Rotation", "degrees, mean of both directions"),
+    "noise": ("Noise", "standard deviation, as a share of white"),
+    "blur": ("Blur", "standard deviation in pixels"),
+    "stroke": ("Stroke width", "pixels thinner (negative) or thicker"),
 }
 # From the truth (N,) and the scores (N,) of a class: x, y, a low value of the curve, and its title.
 Curve = Callable[[NDArray[np.bool_], Probabilities], tuple[Any, Any, float, str]]
@@ -97,7 +97,7 @@ def roc(labels: Labels, probabilities: Probabilities, names: Sequence[str] = DIG
         low = float(np.interp(10 * left, false, true))
         return np.maximum(false, left), true, low, f"AUROC {auc(false, true):.4f}"
 
-    axes_names = "false positive rate (log scale up to 1)", "true positive rate (recall)"
+    axes_names = "false positive rate, up to 1 (log scale)", "true positive rate (recall)"
     figure, lowest = _against_the_rest("ROC curve", axes_names, labels, probabilities, names, curve)
     axis = figure.axes[0]  # all panels share its scales
     ticks = 10 ** np.arange(np.log10(left), 0, 2)
@@ -179,9 +179,9 @@ def robustness(accuracies: Mapping[str, Mapping[str, float]], unchanged: float) 
     lowest = min(unchanged, *(min(points.values()) for points in accuracies.values()))
     starts = [start for start in (0.5, 0.8, 0.9) if lowest >= start + 0.15 * (1 - start)]
     start = max(starts, default=0.0)
-    figure = Figure(figsize=(5.2, 8), layout="constrained")
+    figure = Figure(figsize=(10.6, 5.6), layout="constrained")
     figure.suptitle(f"Accuracy in % on changed images (unchanged: {100 * unchanged:.1f})")
-    axes = figure.subplots(3, 2, sharey=True).flat
+    axes = figure.subplots(2, 3, sharey=True).flat
     for axis, (kind, (title, unit)) in zip(axes, PANELS.items(), strict=False):
         points = {float(strength): accuracy for strength, accuracy in accuracies[kind].items()}
         places, line = zip(*sorted({**points, 0.0: unchanged}.items()), strict=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -37,7 +37,7 @@ def write_page(
     for heading, blocks in sections.items():
         if kept := [block for block in blocks if block]:
             shown[heading] = kept
-    html = _render("page.html", title=title, lead=lead, headline=headline, sections=shown)
+    html = render("page.html", title=title, lead=lead, headline=headline, sections=shown)
     folder.mkdir(parents=True, exist_ok=True)
     # A file name or a record may hold characters that UTF-8 cannot encode.
     write_atomic(folder / "index.html", html.encode(errors="replace"))
@@ -52,7 +52,7 @@ def notebook(blocks: Sequence[object], title: str = "", page: Path | None = None
         title: A heading.
         page: A page to link to.
     """
-    return _render("notebook.html", blocks=filter(None, blocks), title=title, page=page)
+    return render("notebook.html", blocks=filter(None, blocks), title=title, page=page)
 
 
 def png_base64(image: NDArray[np.uint8]) -> str:
@@ -66,10 +66,13 @@ def _base64(content: bytes) -> str:
     return b64encode(content).decode()
 
 
-def _render(template: str, **values: object) -> str:
-    """Return the HTML of a template, with all text escaped."""
-    loader = PackageLoader("mnist_lightning.report", ".")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+def render(template: str, **values: object) -> str:
+    """Return what a template of this folder makes of values; in HTML all text is escaped."""
+    environment = Environment(
+        loader=PackageLoader("mnist_lightning.report", "."),
+        autoescape=select_autoescape(),
+        undefined=StrictUndefined,
+    )
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters["base64"] = _base64
     environment.filters["png_base64"] = png_base64

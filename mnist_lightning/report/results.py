@@ -25,7 +25,7 @@ RECORD = {
     "started": ("Started", "{}"),
     "fit_seconds": ("Seconds of training", "{:,.1f}"),
     "device": ("Device", "{}"),
-    "precision": ("Precision", "{}"),
+    "precision": ("Floating-point precision", "{}"),
     "net_arguments": ("Arguments of the network", "{}"),
     "versions": ("Versions", "{}"),
 }
@@ -196,7 +196,7 @@ def mistakes_table(metrics: Mapping[str, Any]) -> Table:
         bars.append(count / mistakes[0][2])
     if not mistakes:
         rows, bars = [["none: all predictions are correct", "0", "0.0%"]], [0]
-    columns = "true → predicted", "images", f"of the true {word}"
+    columns = "true → predicted", "images", f"share of the {word}'s images"
     return Table(columns, rows, title="Most frequent mistakes", bars=bars)
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from mnist_lightning.files import write_atomic
 from mnist_lightning.report import figures, figures_accuracy
-from mnist_lightning.report.blocks import Block, Card, Gallery, Picture
+from mnist_lightning.report.blocks import Block, Card, Gallery, Picture, Words
 from mnist_lightning.report.metrics import Labels, Test, classification, decide
 from mnist_lightning.report.pages import write_page
 from mnist_lightning.report.results import (
@@ -24,6 +24,7 @@ from mnist_lightning.report.results import (
 from mnist_lightning.report.text import DIGIT_NAMES, class_word, or_na
 
 SHOWN = 40  # images of a gallery
+MOST = 1000  # mistakes of a page: a thousand take about 500 kB
 
 
 class Drawing(NamedTuple):
@@ -34,6 +35,7 @@ class Drawing(NamedTuple):
     title: str  # on the page
     alt: str
     caption: str
+    wide: bool = False
 
 
 def write_report(
@@ -82,13 +84,24 @@ def write_report(
     drawings = _drawings(test, metrics, history)
     pngs = {name: figures.png(figures.gallery(cards)) for name, cards in galleries.items()}
     sections: dict[str, list[Block]] = {
-        f"Metrics per {class_word(names)}": [class_table(metrics), mistakes_table(metrics)],
+        f"Metrics per {class_word(names)}": [
+            class_table(metrics),
+            mistakes_table(metrics),
+            Words(class_word(names)),
+        ],
     }
     for heading, drawn in drawings.items():
         pngs |= {each.name: figures.png(each.figure) for each in drawn}  # the page has no heading
         sections[heading] = [_picture(each) for each in drawn]
         if heading == "Confusion matrix":
-            sections["Misclassified and sample images"] = list(galleries.values())
+            mistakes = misclassified(test, names, MOST).cards
+            rest = mistakes[SHOWN:]
+            more = Gallery(rest, title=f"{len(rest):,} more mistakes", folded=True)
+            sections["Mistakes and typical images"] = [
+                galleries["misclassified"],
+                more,
+                galleries["samples"],
+            ]
     sections["The run"] = [run_facts(record)]
     folder.mkdir(parents=True, exist_ok=True)
     if robustness is None:
@@ -102,7 +115,7 @@ def write_report(
 
 def _picture(drawing: Drawing) -> Picture:
     content = figures.svg(drawing.figure)
-    return Picture(content, drawing.alt, drawing.caption, title=drawing.title)
+    return Picture(content, drawing.alt, drawing.caption, drawing.wide, drawing.title)
 
 
 def _drawings(
@@ -119,8 +132,9 @@ def _drawings(
                 figures.confusion_counts(confusion, names),
                 "Number of images",
                 "Confusion matrix in numbers of images, rows true, columns predicted",
-                f"Each row is a true {word}, each column a predicted one. "
-                "Look for strong colours: they are the frequent mistakes.",
+                f"Each row is a true {word}, each column an answer of the network. "
+                "The grey cells are right answers. "
+                "The stronger a colour, the more frequent is the mistake.",
             ),
             Drawing(
                 "confusion_percent",
@@ -128,7 +142,7 @@ def _drawings(
                 f"Percent of each true {word}",
                 f"Confusion matrix in percent of each true {word}, rows true, columns predicted",
                 "The same in percent of each row. "
-                f"A row with many coloured cells is a {word} that is hard to recognise.",
+                f"A row with many strong colours is a {word} that is hard to recognise.",
             ),
         ],
         "Confidence and calibration": [
@@ -137,16 +151,17 @@ def _drawings(
                 figures_accuracy.confidence_histogram(labels, probabilities),
                 "Confidence",
                 "Histogram of the confidence of correct and of wrong predictions, on a log scale",
-                "Wrong predictions should have a lower confidence than correct ones. "
-                "Those at the right edge are confident mistakes.",
+                "Wrong answers should have a lower confidence than correct ones. "
+                "Those at the right edge are mistakes of which the network was certain.",
             ),
             Drawing(
                 "reliability_diagram",
                 figures_accuracy.reliability_diagram(labels, probabilities),
                 "Reliability",
                 "Reliability diagram: accuracy over confidence in fifteen bins, and their sizes",
-                "Bars that end below the dashed line are overconfident. "
-                "Bins with few images say little.",
+                "Of 100 answers with a confidence of 80%, 80 should be right: then the bar ends at "
+                "the dashed line. If it ends below, the network is too certain; if above, not "
+                "certain enough. A bar of few images says little.",
             ),
         ],
         "ROC and precision-recall curves": [
@@ -155,15 +170,19 @@ def _drawings(
                 figures_accuracy.roc(labels, probabilities, names),
                 "ROC curves",
                 f"ROC curve of each {word} against the rest, false positives on a log scale",
-                "The nearer a curve is to the upper left corner, the better the network "
-                f"separates the {word} from all others.",
+                f"From which probability on does an image count as the {word}? The lower that "
+                f"threshold, the more of its images are found (up), and the more others are taken "
+                "for it (right). A good curve is near the upper left corner. AUROC is the area "
+                "below it on a linear scale: 1 is best.",
             ),
             Drawing(
                 "precision_recall",
                 figures_accuracy.precision_recall(labels, probabilities, names),
                 "Precision and recall",
                 f"Precision over recall for each {word}",
-                f"Where a curve drops, finding more images of the {word} costs false positives.",
+                f"The lower the threshold, the more images of the {word} are found (right), and "
+                "the more of the images found are others (down). AP, the average precision, is "
+                "the area below the curve: 1 is best.",
             ),
         ],
     }
@@ -175,8 +194,10 @@ def _drawings(
                 figure,
                 "",
                 "Accuracy over the strength of shift, rotation, noise, blur and stroke width",
-                "Accuracy in %. The dashed line is the accuracy on unchanged images. "
-                "The network tolerates a change well if its curve stays near this line.",
+                "How many of the test images are still recognised when all of them are changed, in "
+                "%. The strength of the change is on the x-axis. The dashed line is the accuracy "
+                "of the unchanged images: a good network stays near it.",
+                wide=True,
             )
         ]
     if history:
@@ -186,9 +207,10 @@ def _drawings(
                 figures.curves(history),
                 "",
                 "Accuracy and loss of training and validation over the epochs",
-                "Training values are means over the epoch, with dropout. Validation runs after it, "
-                "without dropout. If validation gets worse while training improves, the network "
-                "overfits.",
+                "Training values are means over the epoch, with dropout if there is some; the "
+                "validation after it has none. If validation gets worse while training improves, "
+                "the network overfits: it learns the training images by heart.",
+                wide=True,
             )
         ]
     return sections
@@ -202,22 +224,23 @@ def misclassified(test: Test, names: Sequence[str] = DIGIT_NAMES, top: int = SHO
     shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:top]
     title = f"No mistakes: all {len(labels):,} predictions are correct"
     if len(wrong):
-        title = f"Misclassified: {len(shown)} of {len(wrong):,}, the most confident first"
+        title = f"{len(shown)} of {len(wrong):,} mistakes, the most confident first"
     caption = (
-        "The label, what the network predicted, and its confidence. Would you have recognised "
-        "them? Some are unreadable, some have a wrong label."
+        "The label → the network's answer, its confidence, and the image's row: its place in the "
+        "data set, counted from 0 (the index in predictions.csv). Would you have read them? Some "
+        "are hard to read, and some labels may be wrong."
     )
     return Gallery(_cards(test, shown, names), caption, title)
 
 
 def samples(test: Test, names: Sequence[str] = DIGIT_NAMES, top: int = SHOWN) -> Gallery:
-    """Return the first ``top`` images."""
+    """Return ``top`` images drawn at random, the same each time."""
     _, labels, probabilities = test
-    shown = np.arange(len(labels))[:top]
+    shown = np.sort(np.random.default_rng(0).permutation(len(labels))[:top])
     right = np.count_nonzero(decide(probabilities)[0][shown] == labels[shown])
     counts = f"{right} correct, {len(shown) - right} wrong"
-    title = f"The first {len(shown)} of {len(labels):,} images: {counts}"
-    caption = "Typical images. A frame and a cross mark a wrong prediction."
+    title = f"Typical images: {len(shown)} of {len(labels):,} at random, {counts}"
+    caption = "Every report of these data draws the same. A frame and a cross mark a wrong answer."
     return Gallery(_cards(test, shown, names), caption, title)
 
 
@@ -227,5 +250,6 @@ def _cards(test: Test, rows: Labels, names: Sequence[str]) -> list[Card]:
     for row, predicted, confidence in zip(rows, *decide(probabilities[rows]), strict=True):
         is_wrong = bool(predicted != labels[row])
         label = f"{names[labels[row]]} → {names[predicted]} {'✗' if is_wrong else '✓'}"
-        cards.append(Card(images[row], label, or_na(confidence, ".1%"), is_wrong))
+        line = f"{or_na(confidence, '.1%')}\nrow {row}"
+        cards.append(Card(images[row], label, line, is_wrong))
     return cards

@@ -20,11 +20,19 @@ from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_csv
 from mnist_lightning.inference import evaluating
 
-HPARAMS_METRICS = ("val/acc", "val/loss", "test/acc")
+HPARAMS_METRICS = ("val/best_acc", "val/acc", "val/loss", "test/acc")
+# The charts of TensorBoard's tab Custom Scalars; it matches names as regular expressions.
+CHARTS = {
+    "Training and validation": {
+        "loss": ["Multiline", ["(train|val)/loss$"]],
+        "accuracy": ["Multiline", ["(train|val)/acc$"]],
+        "training loss of single batches": ["Multiline", ["train/loss_step"]],
+    }
+}
 
 
 class TensorBoardRunLogger(TensorBoardLogger):
-    """Lightning's TensorBoard logger, with the network's graph, pictures, and an HPARAMS tab.
+    """Lightning's TensorBoard logger, with ``CHARTS``, the network's graph, pictures and HPARAMS.
 
     Lightning would list every argument there, and no metric, since none is known when training
     begins. This one lists what runs differ in, and TensorBoard adds the last value of each of
@@ -50,7 +58,7 @@ class TensorBoardRunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def show_settings(self, settings: Mapping[str, Any]) -> None:
-        """Write the HPARAMS tab. TensorBoard sorts the columns by name, and first shows five.
+        """Write the HPARAMS tab and ``CHARTS``. TensorBoard sorts HPARAMS' columns by name.
 
         Args:
             settings: Those of ``run.json``.
@@ -73,13 +81,14 @@ class TensorBoardRunLogger(TensorBoardLogger):
         metrics = dict.fromkeys(HPARAMS_METRICS, 0.0)  # only their names are written
         for summary in hparams(columns, metrics):  # type: ignore[no-untyped-call]
             self.experiment.file_writer.add_summary(summary)
+        self.experiment.add_custom_scalars(CHARTS)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # noqa: D102
-        if self.final_step is not None:  # Lightning counts a test's updates and epochs from 0
+        if self.final_step is not None:  # Lightning counts a test's updates from 0
             step = self.final_step
-            metrics = {name: value for name, value in metrics.items() if name != "epoch"}
-        super().log_metrics(metrics, step)
+        # Lightning adds the epoch, which would be a chart.
+        super().log_metrics({name: metrics[name] for name in metrics if name != "epoch"}, step)
 
     @rank_zero_only
     def log_graph(self, model: LightningModule, input_array: Any = None) -> None:  # type: ignore[override]  # noqa: D102

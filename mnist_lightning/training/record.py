@@ -253,6 +253,16 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             self._write(trainer)
 
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any
+    ) -> None:
+        """Show the loss of some batches in TensorBoard: all would slow down training."""
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and args[-1] % every == 0 and "loss" in (outputs or {}):
+            loss = outputs["loss"].item() * trainer.accumulate_grad_batches
+            for logger in tensorboards(trainer):
+                logger.log_metrics({"train/loss_step": loss}, trainer.global_step - 1)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember the accuracy of these weights: they may become the best checkpoint."""
         if not trainer.sanity_checking:
@@ -323,3 +333,6 @@ class RunRecord(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, HistoryLogger):
                 logger.write()
+        if (best := self.state["best_val_acc"]) is not None:
+            for logger in tensorboards(trainer):
+                logger.log_metrics({"val/best_acc": best}, trainer.global_step)

@@ -35,9 +35,10 @@ from mnist_lightning.files import check_writable, read_config, read_json
 from mnist_lightning.inference import classify
 from mnist_lightning.networks import Ensemble, TestTimeAugmentation
 from mnist_lightning.report.results import run_html
+from mnist_lightning.report.text import or_na
 from mnist_lightning.training.callbacks import ReportWriter, gather
 from mnist_lightning.training.loggers import TensorBoardRunLogger, all_loggers, read_history
-from mnist_lightning.training.record import UNKNOWN, learnt_from, versions
+from mnist_lightning.training.record import UNKNOWN, class_name, learnt_from, size_of, versions
 from mnist_lightning.training.results import name_of_data, write_predictions
 from mnist_lightning.training.runs import LOG_DIR, config_of, kept_checkpoint, newest_first
 
@@ -225,7 +226,7 @@ class Run:
     def export(
         self, path: str | Path, *, logits: bool = False, quantize: bool = False
     ) -> list[Any]:
-        """Write the network to one file of another format, and check it.
+        """Write the network to one file of another format, check it, and write its model card.
 
         The validation images are compared, or the test images if nothing was validated.
 
@@ -263,7 +264,7 @@ class Run:
         chosen = None
         if quantize and data.train_set:
             chosen, _ = data.train_set.arrays(slice(1000))
-        return export(
+        rows = export(
             self.model.net,
             path,
             *digits.arrays(),
@@ -271,6 +272,35 @@ class Run:
             metadata=texts,
             calibration=chosen,
         )
+        written = rows[-1]
+        self.write_card(
+            path,
+            f"The file was compared with the network on {texts['accuracy_on']}: {written.equal:,} "
+            f"get the same answer. Its accuracy there: {or_na(written.accuracy, '.2%')}.",
+        )
+        return rows
+
+    def write_card(self, path: str | Path, checked: str = "") -> Path:
+        """Write the model card of an exported file beside it: ``digits.onnx.md``.
+
+        It has Hugging Face's format. The test accuracy and the robustness are in it if ``test`` has
+        measured them.
+
+        Args:
+            path: The file, which ``export`` has written.
+            checked: A sentence that says how the file was compared with the network.
+
+        Returns:
+            The path of the card.
+        """
+        # Here, since Jinja takes a while to import.
+        from mnist_lightning.report.card import write_card
+
+        net = self.model.net
+        record = {"network": class_name(net), **size_of(net), **self.record}
+        metrics = read_json(self.folder / f"report{self.results_name()}" / "metrics.json")
+        names = self.data.class_names
+        return write_card(Path(path), record, self.trained_on, metrics, names, checked)
 
     def _trainer(
         self, given: dict[str, Any], *callbacks: Callback, logs: bool = False
