@@ -69,6 +69,10 @@ REACHED: dict[str, Callable[[Values], Any]] = {
     "each": lambda it: it["run"].folder == Path(RUN),
     "augmentation": lambda it: it["augment"] is not None,
     "json": lambda it: it["printed"].startswith("["),
+    "tag": lambda it: it["tags"][0],
+    "untag": lambda it: it["untag"][0],
+    "delete": lambda it: [str(folder) for folder in it["folders"]] == [RUN],
+    "yes": lambda it: "folders" in it,
     "format": lambda it: Path(it["output"]).suffix.removeprefix("."),
     "compare log_dir": lambda it: str(it["output"].parent),
     "serve device": lambda it: next(it["networks"][0].net.parameters()).device.type,
@@ -87,6 +91,11 @@ ALSO = {  # flags that the example needs beside it
     "describe output": ["--data", "UCIDigits"],
     "describe augmentation": ["--data", "UCIDigits"],
     "predict single": ["--images", "photo.jpg"],
+    "runs tag": [RUN],
+    "runs untag": [RUN],
+    "runs note": [RUN],
+    "runs delete": ["--yes", RUN],
+    "runs yes": ["--delete", RUN],
     "test each": ["--ckpt_path", RUN, "lightning_logs/b"],
     "export quantize": ["--output", "x.onnx"],
     "compare split": [RUN, "lightning_logs/b"],
@@ -142,7 +151,13 @@ def called(place: Path, monkeypatch: pytest.MonkeyPatch) -> Values:
     note((describe, "write_description"), "output", "shown", "augment")
     note((MNIST, "prepare_data"), "data")
     note((doctor, "doctor"), "data", "log_dir", "accelerator", "devices", "num_nodes")
-    note((quick, "runs"), "log_dir", "sort")
+    note((quick, "runs"), "log_dir", "sort", "tagged")
+    note((quick, "delete"), "folders")
+    monkeypatch.setattr(
+        quick,
+        "annotate",
+        lambda folders, tags, untag, note: found.update(tags=tags, untag=untag, note=note),
+    )
     note((quick, "write_comparison"), "output")
     note((contrast, "contrast"), "one", "other", "split")
     note(("mnist_lightning.pictures.write.write_digits",), "output", "images", "net")
@@ -169,6 +184,8 @@ def test_a_flag_reaches_its_setting(
         monkeypatch.setattr(quick, "runs", runs)
     name = f"{verb} {flag}"
     args = [f"--{flag}", *example, *ALSO.get(name, [])]
+    if verb == "runs" and name in ALSO:
+        args = [*ALSO[name], f"--{flag}", *example]  # the runs come first
     if verb == "tune" and flag != "space":
         args += ["--space", "space.yaml"]
     reach(verb, args, called, capsys)

@@ -1,17 +1,21 @@
 """The table of the runs: what it shows, how it sorts, and folders that are damaged or foreign."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import files_in, refused_line
 from test_hostile import checkpoint_bytes
 
 from mnist_lightning import load_run
 from mnist_lightning.cli.main import main
+from mnist_lightning.training.record import git_commit
 from mnist_lightning.training.resume import find_last
 from mnist_lightning.training.run import find_checkpoint
-from mnist_lightning.training.runs import COLUMNS, runs, runs_table
+from mnist_lightning.training.runs import COLUMNS, annotate, runs, runs_table
 
 
 def write(name: str, record: Any, test: Any = None) -> None:
@@ -78,9 +82,9 @@ def test_the_newest_run_is_the_one_that_started_last(
 @pytest.mark.usefixtures("three")
 def test_rows_and_table() -> None:
     assert [list(row.values()) for row in runs()] == [
-        ["a", "UCIDigits", "CNN", 3, None, None, "2026-11-26T18:20:00+01:00"],
-        ["b", "UCIDigits", "CNN", 3, 0.99, 0.98, "2026-11-26T17:31:59+01:00"],
-        ["old", "MNIST", None, 10, 0.9768, 0.9775, None],
+        ["a", "UCIDigits", "CNN", 3, None, None, "2026-11-26T18:20:00+01:00", [], ""],
+        ["b", "UCIDigits", "CNN", 3, 0.99, 0.98, "2026-11-26T17:31:59+01:00", [], ""],
+        ["old", "MNIST", None, 10, 0.9768, 0.9775, None, [], ""],
     ]
     assert [line.split() for line in runs_table(runs()).splitlines()] == [
         list(COLUMNS),
@@ -100,6 +104,73 @@ def test_sorting(column: str, order: str, capsys: pytest.CaptureFixture[str]) ->
     rows = json.loads(capsys.readouterr().out)
     assert rows == runs(sort=column)
     assert [row["name"] for row in rows] == order.split()
+
+
+@pytest.mark.usefixtures("three")
+def test_tags_and_notes(capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = "lightning_logs/a", "lightning_logs/b"
+    before = json.loads(Path(a, "run.json").read_text())
+    assert main(["runs", a, b, "--tag", "baseline", "old"]) == 0
+    assert main(["runs", a, "--untag", "old", "--note", "two words"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].split()[-3:] == ["baseline", "two", "words"]
+    assert json.loads(Path(a, "run.json").read_text()) == before | {
+        "tags": ["baseline"],
+        "note": "two words",
+    }
+    assert {row["name"] for row in runs(tagged="baseline")} == {"a", "b"}
+    assert [row["name"] for row in runs(tagged="old")] == ["b"]
+    assert main(["runs", "--tagged", "old"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["name", "b"]
+    assert "name the runs first" in refused_line(capsys, "runs", "--tag", "x")
+    assert "lightning_logs/none is no run" in refused_line(
+        capsys, "runs", a, "lightning_logs/none", "--tag", "new"
+    )
+    assert "new" not in Path(a, "run.json").read_text()
+
+
+@pytest.mark.usefixtures("three")
+def test_delete(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    left = {path.name for path in Path("lightning_logs").iterdir()}
+    outside = Path("outside")
+    shutil.copytree("lightning_logs/a", outside)
+    Path("lightning_logs/link").symlink_to(outside.resolve())
+    Path("own").mkdir()
+    for wrong in ("own", "lightning_logs", "lightning_logs/link", "lightning_logs/none", "."):
+        line = refused_line(capsys, "runs", "lightning_logs/a", wrong, "--delete", "--yes")
+        assert line.startswith(f"{wrong} is no run folder")
+    assert "add --yes" in refused_line(capsys, "runs", "lightning_logs/a", "--delete")
+    assert {path.name for path in Path("lightning_logs").iterdir()} == left | {"link"}
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    for answer, kept in (("n", left), ("", left), ("y", left - {"a"})):
+        monkeypatch.setattr("builtins.input", lambda _, answer=answer: answer)
+        assert main(["runs", "lightning_logs/a", "--delete"]) == 0
+        assert {path.name for path in Path("lightning_logs").iterdir()} == kept | {"link"}
+    assert main(["runs", "lightning_logs/b", "lightning_logs/old", "--delete", "--yes"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "Deleted: 2 runs"
+    assert files_in(outside)
+
+
+def test_a_resumed_run_keeps_its_tags_and_knows_its_commit(
+    first: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    annotate([first], ["kept"], note="why")
+    assert main(["fit", "--ckpt_path", str(first), "--epochs", "3"]) == 0
+    record = json.loads((first / "run.json").read_text())
+    assert (record["tags"], record["note"], record["epochs"]) == (["kept"], "why", 3)
+    assert record["git_commit"] is None  # no repository
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        settings = ["-c", "user.name=x", "-c", "user.email=x@y"]
+        subprocess.run(["git", *settings, *command], check=True)
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    assert git_commit() == head
+    Path("file").write_text("1")
+    subprocess.run(["git", "add", "file"], check=True)
+    assert git_commit() == f"{head}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert git_commit() is None
 
 
 def test_damaged_and_foreign_folders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +198,7 @@ def test_damaged_and_foreign_folders(folder: Path, capsys: pytest.CaptureFixture
     write("other", {"dataset": "\x1b[2J"}, 10**400)
     for column in COLUMNS:
         other, strange = sorted(runs(sort=column), key=lambda row: row["name"])
-        assert list(other.values()) == ["other", "\x1b[2J", None, None, None, None, None]
-        assert list(strange.values()) == ["strange", None, None, None, None, None, None]
+        assert list(other.values()) == ["other", "\x1b[2J", *[None] * 5, [], ""]
+        assert list(strange.values()) == ["strange", *[None] * 6, [], ""]
     assert main(["runs", "--log_dir", "lightning_logs"]) == 0
     assert "\\x1b[2J" in capsys.readouterr().out

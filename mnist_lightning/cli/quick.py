@@ -1,24 +1,46 @@
 """The verbs that need no torch: they answer at once."""
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mnist_lightning.cli.flags import parse
 from mnist_lightning.errors import PROGRAM, InputError
 from mnist_lightning.studies.compare import compare, compare_table, write_comparison
-from mnist_lightning.training.runs import runs, runs_table
+from mnist_lightning.training.runs import annotate, delete, runs, runs_table
 
 
 def list_runs(words: Sequence[str]) -> str:
     """Return what the verb ``runs`` prints; it needs no torch."""
-    own, _ = parse("runs", words)
-    found = runs(own.log_dir, own.sort)
+    own, _ = parse("runs", words, "runs")
+    has_change = own.tag or own.untag or own.note is not None
+    if not own.runs and (has_change or own.delete):
+        raise InputError("name the runs first: runs RUN ... --tag baseline")
+    if own.runs and own.delete:
+        return _delete(own.runs, own.yes)
+    annotate(own.runs, own.tag or (), own.untag or (), own.note)
+    found = runs(own.log_dir, own.sort, own.tagged)
+    if own.runs:
+        names = [Path(folder).name for folder in own.runs]
+        found = [row for row in found if row["name"] in names]
     if own.json:
         return json.dumps(found, indent=2)
     if not found:
         return f"No runs in {own.log_dir}: train one first, {PROGRAM} fit"
     return runs_table(found)
+
+
+def _delete(folders: Sequence[str], is_sure: bool) -> str:
+    number = f"{len(folders)} {'run' if len(folders) == 1 else 'runs'}"
+    if not is_sure:
+        if not sys.stdin.isatty():
+            raise InputError("--delete asks on a terminal; in a script add --yes")
+        answer = input(f"Delete {number} with all files: {', '.join(folders)}? [y/N] ")
+        if answer.strip().lower() not in ("y", "yes"):
+            return "Nothing was deleted."
+    delete(folders)
+    return f"Deleted: {number}"
 
 
 def compare_runs(words: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ import json
 import math
 import platform
 import shlex
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -85,6 +86,19 @@ def started_now(timespec: str) -> str:
     return datetime.now().astimezone().isoformat(timespec=timespec)
 
 
+def git_commit() -> str | None:
+    """Return the commit of the repository that is worked in, with ``-dirty`` if files differ.
+
+    None without a repository, or without git.
+    """
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
 def size_of(net: nn.Module) -> dict[str, Any]:
     """Return the layers of a network and its number of parameters, as ``run.json`` has them."""
     number = sum(parameter.numel() for parameter in net.parameters())
@@ -119,6 +133,7 @@ def settings_of(trainer: L.Trainer, module: DigitClassifier) -> dict[str, Any]:
         "devices": trainer.world_size,
         "precision": str(trainer.precision),
         "versions": versions(),
+        "git_commit": git_commit(),
     }
 
 
@@ -319,6 +334,8 @@ class RunRecord(Callback):
         path = shlex.quote(str(self.folder / "config.yaml"))
         by_python = not isinstance(self.config, str)
         is_whole = '"<' not in json.dumps(self.config) and not (by_python and self.callbacks)
+        before = read_json(self.folder / "run.json")
+        given = {name: before[name] for name in ("tags", "note") if name in before}  # by `runs`
         record = {
             "verb": "fit",
             "command": f"python -m mnist_lightning fit --config {path}" if is_whole else None,
@@ -328,6 +345,7 @@ class RunRecord(Callback):
             "epochs": trainer.current_epoch,
             "global_step": trainer.global_step,
             "finished": finished,
+            **given,
         }
         write_record(self.folder, record)
         for logger in trainer.loggers:
