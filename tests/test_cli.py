@@ -578,7 +578,7 @@ def test_other_data_do_not_inherit_a_folder(folder: Path, capsys: Capture) -> No
     """A run's data_dir is for its own class: the drawings are looked for in their own place."""
     letters = "--data test_cli.Letters --data.data_dir mine --epochs 1 --name a"
     run(capsys, *FIT, *letters.split())
-    keep(Path("data/Drawings"), np.full((28, 28), 9, np.uint8), "3", 10)
+    keep(Path("data/Drawings"), np.full((28, 28), 9, np.uint8), 3, 10)
     out = run(capsys, "test", "--data", "Drawings", "--data.test_share", "1")
     assert "accuracy" in out
     metrics = json.loads(Path("lightning_logs/a/report_Drawings/metrics.json").read_text())

@@ -31,7 +31,7 @@ def coloured(image: NDArray[np.uint8], values: NDArray[np.float32]) -> NDArray[n
     strength = np.abs(values) / max(float(np.abs(values).max()), 1e-9)  # in [0, 1]
     colour = np.where(values[..., None] > 0, FOR, AGAINST)
     grey = np.repeat(image[..., None], 3, axis=2) * 0.6
-    share = 0.85 * np.sqrt(strength)[..., None]  # so that weaker parts are seen too
+    share = 0.85 * strength[..., None]
     return np.asarray((1 - share) * grey + share * colour).round().astype(np.uint8)
 
 
