@@ -181,7 +181,7 @@ def read_checkpoint(
 def _read_safetensors(path: str | Path, map_location: Any) -> dict[str, Any]:
     with safe_open(path, "pt", str(map_location)) as file:
         state = {f"net.{name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    texts = read_texts(path)
+        texts = file.metadata() or {}
     settings = json.loads(texts.get("network", "null"))
     record = {"trained_on": json.loads(texts.get("trained_on", "null"))}
     return {
@@ -189,12 +189,6 @@ def _read_safetensors(path: str | Path, map_location: Any) -> dict[str, Any]:
         "hyper_parameters": {} if settings is None else {"net": settings},
         "callbacks": {"RunRecord": record},
     }
-
-
-def read_texts(path: str | Path) -> dict[str, str]:
-    """Return the texts in a safetensors file: its network, data and accuracy."""
-    with safe_open(path, "pt") as file:
-        return file.metadata() or {}
 
 
 def read_network(path: str | Path = PRETRAINED, trusted: bool = False) -> nn.Module:

@@ -5,7 +5,7 @@ The network is in evaluation mode meanwhile, also when several threads use it.
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -141,87 +141,6 @@ def classify(net: nn.Module, images: Any) -> NDArray[np.float32]:
     return torch.cat(logits).softmax(dim=1).numpy()
 
 
-def occlusion(
-    net: nn.Module, image: NDArray[np.uint8], size: int = 6, step: int = 2
-) -> NDArray[np.float32]:
-    """Return how much each pixel of an image speaks for the network's answer.
-
-    A black square covers one place after the other (Zeiler and Fergus 2014, section 4.2). A pixel
-    has the mean over the squares on it of how much the logarithm of the answer's probability falls;
-    below zero the answer becomes surer.
-
-    Args:
-        net: As for ``classify``.
-        image: ``(28, 28)`` uint8, white on black.
-        size: The side of the square in pixels.
-        step: Pixels from one place to the next.
-
-    Returns:
-        ``(28, 28)``.
-    """
-    places = [(top, left) for top in range(0, 28, step) for left in range(0, 28, step)]
-    half = size // 2
-    squares = []
-    for top, left in places:
-        rows, columns = (slice(max(0, middle - half), middle + half) for middle in (top, left))
-        squares.append((rows, columns))
-    images = np.repeat(image[None], 1 + len(squares), axis=0)
-    for number, square in enumerate(squares, 1):
-        images[number][square] = 0
-    logs = np.log(classify(net, images) + 1e-12)
-    answer = logs[0].argmax()
-    falls = logs[0, answer] - logs[1:, answer]
-    total, count = np.zeros((28, 28), np.float32), np.zeros((28, 28), np.float32)
-    for fall, square in zip(falls, squares, strict=True):
-        total[square] += fall
-        count[square] += 1
-    return total / count
-
-
-def activations(net: nn.Module, image: NDArray[np.uint8]) -> list[tuple[str, NDArray[np.float32]]]:
-    """Return what each layer with weights makes of an image, after its activation and pooling.
-
-    Args:
-        net: As for ``classify``.
-        image: ``(28, 28)`` uint8, white on black.
-
-    Returns:
-        For each layer its name with the shape of its output, such as ``Conv2d 16 x 28 x 28``, and
-        the output ``(channels, height, width)`` or ``(numbers,)``. None for another runtime's
-        network.
-    """
-    found: list[tuple[str, NDArray[np.float32]]] = []
-
-    def note(module: nn.Module, _: Any, output: Any) -> None:
-        if not isinstance(output, Tensor) or output.ndim not in (2, 4):
-            return
-        values = output[0].float().cpu().numpy()
-        has_weights = any(weight.ndim > 1 for weight in module.parameters())
-        if has_weights:
-            found.append((type(module).__name__, values))
-        elif found and not isinstance(module, nn.Flatten):
-            found[-1] = found[-1][0], values
-
-    with _hooked(net, note):
-        classify(net, image[None])
-    named = []
-    for name, values in found:
-        named.append((f"{name} {' x '.join(map(str, values.shape))}", values))
-    return named
-
-
-@contextmanager
-def _hooked(net: nn.Module, note: Callable[[nn.Module, Any, Any], None]) -> Iterator[None]:
-    """Call a function with each layer, its input and its output, whenever the network computes."""
-    leaves = [module for module in net.modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(note) for module in leaves]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 @torch.no_grad()
 def layer_table(net: nn.Module) -> str:
     """Return a table of a network's layers: their output's shape for one image, their parameters.
@@ -244,8 +163,14 @@ def layer_table(net: nn.Module) -> str:
             shape = tuple(output.shape[1:])
             rows.append((type(module).__name__, " x ".join(map(str, shape)), f"{number:,}"))
 
-    with _hooked(net, note), evaluating(net) as like:
-        logits_of(net, torch.zeros(2, 1, 28, 28).to(like))
+    leaves = [module for module in net.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(note) for module in leaves]
+    try:
+        with evaluating(net) as like:
+            logits_of(net, torch.zeros(2, 1, 28, 28).to(like))
+    finally:
+        for hook in hooks:
+            hook.remove()
     name, output, number = (max(map(len, column)) for column in zip(*rows, strict=True))
     lines = [f"{row[0]:<{name}}  {row[1]:<{output}}  {row[2]:>{number}}" for row in rows]
     return "\n".join(lines)

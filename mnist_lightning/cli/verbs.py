@@ -377,16 +377,13 @@ def _import(words: Sequence[str]) -> None:
 
 def _serve(words: Sequence[str]) -> None:
     own, _ = parse("serve", words)
-    from mnist_lightning.serve.server import Network, serve  # here, since FastAPI is an extra
+    from mnist_lightning.serve.server import serve  # here, since FastAPI is an extra
 
     files = checkpoints(own.ckpt_path, own.log_dir, or_pretrained=True)
-    networks = []
-    for file in files:
-        run = load_run(file, log_dir=own.log_dir, tta=own.tta)
-        net = run.model.net.to(_device(own.device))
-        networks.append(Network(net, run.folder.name.removesuffix(".results"), run.about))
+    run = load_run(files if len(files) > 1 else files[0], log_dir=own.log_dir, tta=own.tta)
     drawings = Path(own.drawings or f"{DEFAULT_DATA_DIR}/Drawings")
-    serve(networks, drawings, own.host or "127.0.0.1", own.port, own.token)
+    net = run.model.net.to(_device(own.device))
+    serve(net, drawings, own.host or "127.0.0.1", own.port, own.token)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {

@@ -14,24 +14,14 @@ from mnist_lightning.data.base import DEFAULT_DATA_DIR, DigitDataModule, Split
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomic
 
-NOT = "not"  # the label of what is no digit; the data set does not read its folder
-LABELS = (*map(str, range(10)), NOT)
 
-
-def kept(folder: Path) -> dict[str, Path]:
-    """Return the files of the kept drawings by their names, the newest first."""
-    files = [file for label in LABELS for file in (folder / label).glob("*.png")]
-    files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
-    return {file.name: file for file in files}
-
-
-def keep(folder: Path, image: NDArray[np.uint8], label: str, most: int) -> int:
+def keep(folder: Path, image: NDArray[np.uint8], label: int, most: int) -> int:
     """Keep a drawing as ``<folder>/<label>/<hash of its pixels>.png``, and under no other label.
 
     Args:
         folder: The folder of all drawings.
         image: ``(28, 28)``, white on black.
-        label: The digit that it shows, or ``not``; one of ``LABELS``.
+        label: The digit that it shows.
         most: The largest number of drawings.
 
     Returns:
@@ -43,15 +33,15 @@ def keep(folder: Path, image: NDArray[np.uint8], label: str, most: int) -> int:
     name = f"{hashlib.sha256(image.tobytes()).hexdigest():.16}.png"
     png = io.BytesIO()
     Image.fromarray(image).save(png, "png")
-    (folder / label).mkdir(parents=True, exist_ok=True)
+    (folder / str(label)).mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # of two labels at once, each would remove the other
-        names = {*kept(folder), name}
-        if len(names) > most:
-            raise InputError(f"{folder} has {len(names) - 1:,} drawings already: move some away")
-        write_atomic(folder / label / name, png.getvalue())
-        for other in {*LABELS} - {label}:
-            (folder / other / name).unlink(missing_ok=True)
-    return len(names)
+        kept = {file.name for file in folder.glob("[0-9]/*.png")} | {name}
+        if len(kept) > most:
+            raise InputError(f"{folder} has {len(kept) - 1:,} drawings already: move some away")
+        write_atomic(folder / str(label) / name, png.getvalue())
+        for other in {*range(10)} - {label}:
+            (folder / str(other) / name).unlink(missing_ok=True)
+    return len(kept)
 
 
 class Drawings(DigitDataModule):

@@ -6,41 +6,26 @@ import json
 import os
 import time
 from base64 import b64decode
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from mnist_lightning import __version__
-from mnist_lightning.data.drawings import NOT, keep, kept, read_drawing
+from mnist_lightning.data.drawings import keep
 from mnist_lightning.errors import InputError, needs
 from mnist_lightning.inference import classify
-from mnist_lightning.pictures.marks import stacked
 from mnist_lightning.pictures.read import read_picture
 from mnist_lightning.pictures.recognize import Page, find_pages, images_of, readings
-from mnist_lightning.report.pages import png_base64
 from mnist_lightning.serve.batcher import Batcher
-from mnist_lightning.serve.explain import explain
-from mnist_lightning.serve.schema import (
-    BODY,
-    REFUSALS,
-    Answers,
-    Digit,
-    Drawing,
-    Drawn,
-    Explanation,
-    Gallery,
-    Ignored,
-    Kept,
-    Picture,
-)
+from mnist_lightning.serve.schema import BODY, REFUSALS, Answers, Digit, Drawing, Picture
 
 with needs("serve"):
     from fastapi import FastAPI, HTTPException, Request
@@ -58,22 +43,11 @@ MAX_PIXELS = 16_000_000  # of a page
 MAX_PICTURES = 20  # of a request
 MAX_PAGES = 50  # of the pictures of a request
 MAX_DRAWINGS = 10_000  # kept
-MAX_SHOWN = 200  # of the kept drawings
 READERS = min(8, os.cpu_count() or 1)  # threads that read pictures
 SECONDS_TO_SEND = 10  # for a request's body
 SECONDS_TO_ANSWER = 30
 SECONDS_TO_READ = 20  # after which a thread begins no further page
-PATHS = (
-    "/",
-    "/docs",
-    "/openapi.json",
-    "/health",
-    "/networks",
-    "/metrics",
-    "/predict",
-    "/explain",
-    "/drawings",
-)
+PATHS = ("/", "/docs", "/openapi.json", "/health", "/metrics", "/predict", "/drawings")
 RETRY = {"Retry-After": "1"}  # seconds
 CSP = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -83,21 +57,12 @@ CSP = (
 PAGE_HEADERS = {"Content-Security-Policy": CSP, "Referrer-Policy": "no-referrer"}
 
 
-class Network(NamedTuple):
-    """A network that is served, and what the page says of it."""
-
-    net: nn.Module  # from (B, 1, 28, 28) in [0, 1] to logits (B, 10), on any device
-    name: str = "network"
-    about: str = ""  # its accuracy, and its data
-
-
 class Gate:
     """Let a bounded number of requests in, with the token, and count them.
 
     Args:
         app: The application behind it.
-        token: What ``Authorization: Bearer`` must give for POST and DELETE, /metrics and
-            /drawings; None for nothing.
+        token: What ``Authorization: Bearer`` must give for POST and /metrics; None for nothing.
         registry: Where the measurements are kept.
     """
 
@@ -121,8 +86,7 @@ class Gate:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         start, status = time.perf_counter(), 500
-        path, is_post = scope["path"], scope["method"] in ("POST", "DELETE")
-        is_open = not is_post and path not in ("/metrics", "/drawings")
+        path, is_post = scope["path"], scope["method"] == "POST"
 
         async def note(message: Message) -> None:
             nonlocal status
@@ -132,7 +96,7 @@ class Gate:
         app, headers = self.app, dict(scope["headers"])
         if is_post and headers.get(b"sec-fetch-site") == b"cross-site":
             app = refusal(403, "another website may not send requests")
-        elif not is_open and not self.has_token(headers):
+        elif (is_post or path == "/metrics") and not self.has_token(headers):
             app = refusal(401, "the token is missing or wrong: send Authorization: Bearer TOKEN")
         elif is_post and self.number >= MAX_REQUESTS:
             app = refusal(503, f"{MAX_REQUESTS} requests are in progress: try again later", RETRY)
@@ -235,26 +199,14 @@ def images_in(body: bytes) -> NDArray[np.float32]:
     return np.where(is_share, images, images / 255)
 
 
-def decoded(pixels: str) -> NDArray[np.uint8]:
-    """Return the image ``(28, 28)`` of a PNG in base64."""
-    try:
-        image = read_picture(b64decode(pixels, validate=True), 28 * 28)
-    except ValueError as error:
-        raise HTTPException(422, f"pixels must be a 28x28 PNG in base64: {error}") from error
-    if image.shape != (28, 28):
-        raise HTTPException(422, f"pixels must be 28x28 and grey, got {image.shape}")
-    return image
-
-
-def make_app(networks: Sequence[Network], drawings: Path, token: str | None = None) -> FastAPI:
+def make_app(net: nn.Module, drawings: Path, token: str | None = None) -> FastAPI:
     """Return the web application that answers with a network.
 
     Args:
-        networks: The network that answers, and others to compare it with.
+        net: From ``(B, 1, 28, 28)`` in [0, 1] to logits ``(B, 10)``, on any device.
         drawings: The folder for the drawings that users keep.
         token: What a client must send as ``Authorization: Bearer``; None for nothing.
     """
-    net = networks[0].net
     registry, batcher = CollectorRegistry(), Batcher(partial(classify, net))
     readers = ThreadPoolExecutor(READERS)
 
@@ -307,11 +259,6 @@ def make_app(networks: Sequence[Network], drawings: Path, token: str | None = No
         """Say that the server runs."""
         return {"status": "ok", "network": type(net).__name__, "version": __version__}
 
-    @app.get("/networks")
-    async def names() -> list[dict[str, str]]:
-        """Name the networks, and say how accurate they are."""
-        return [{"name": each.name, "about": each.about} for each in networks]
-
     @app.get("/metrics")
     async def metrics() -> Response:
         """Return measurements for Prometheus."""
@@ -330,25 +277,14 @@ def make_app(networks: Sequence[Network], drawings: Path, token: str | None = No
             probabilities=rows.tolist(),
         )
 
-    def ask_others(images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        return [classify(each.net, images) for each in networks[1:]]
-
     async def answer_pictures(pictures: list[bytes], with_pixels: bool) -> Answers:
-        loop = asyncio.get_running_loop()
-        lists = await loop.run_in_executor(readers, find, pictures)
-        images = images_of(lists)
-        rows = await batcher(images.astype(np.float32) / np.float32(255))
+        lists = await asyncio.get_running_loop().run_in_executor(readers, find, pictures)
+        rows = await batcher(images_of(lists).astype(np.float32) / np.float32(255))
         found.inc(len(rows))
-        others = await loop.run_in_executor(batcher.thread, ask_others, images)
-        compared = [readings(lists, each) for each in others]
         answers = []
-        for number, reading in enumerate(readings(lists, rows)):
-            digits = []
-            for place, digit in enumerate(reading):
-                same = [each[number][place] for each in compared]
-                digits.append(Digit.of(digit, with_pixels, same))
-            ignored = [Ignored(box=list(mark.box), why=mark.why) for mark in reading.ignored]
-            answers.append(Picture(text=reading.text, digits=digits, ignored=ignored))
+        for reading in readings(lists, rows):
+            digits = [Digit.of(digit, with_pixels) for digit in reading]
+            answers.append(Picture(text=reading.text, digits=digits))
         return Answers(pictures=answers)
 
     @app.post(
@@ -372,45 +308,17 @@ def make_app(networks: Sequence[Network], drawings: Path, token: str | None = No
 
     @app.post("/drawings", responses=REFUSALS)
     def drawing(drawing: Drawing) -> dict[str, Any]:  # in a thread: it writes a file
-        """Keep a drawing with its label; a label that it had before is replaced."""
-        image = decoded(drawing.pixels)
-        label = NOT if drawing.label is None else str(drawing.label)
+        """Keep a drawing with its label, in the server's folder of drawings."""
         try:
-            number = keep(drawings, image, label, MAX_DRAWINGS)
+            image = read_picture(b64decode(drawing.pixels, validate=True), 28 * 28)
+        except ValueError as error:
+            raise HTTPException(422, f"pixels must be a 28x28 PNG in base64: {error}") from error
+        if image.shape != (28, 28):
+            raise HTTPException(422, f"pixels must be 28x28 and grey, got {image.shape}")
+        try:
+            kept = keep(drawings, image, drawing.label, MAX_DRAWINGS)
         except OSError as error:
             raise HTTPException(507, f"cannot keep it in {drawings}: {error.strerror}") from error
-        return {"kept": number, "folder": str(drawings)}
-
-    @app.get("/drawings", responses=REFUSALS)
-    def gallery() -> Gallery:
-        """Show the newest kept drawings, and what the network says of each."""
-        files = kept(drawings)
-        shown = [*files.values()][:MAX_SHOWN]
-        images = [read_drawing(file) for file in shown]
-        rows = classify(net, stacked(images))
-        answers = []
-        for file, image, row in zip(shown, images, rows, strict=True):
-            name = file.parent.name
-            label = None if name == NOT else int(name)
-            digit, pixels = int(row.argmax()), png_base64(image)
-            answers.append(Kept(name=file.name, label=label, digit=digit, pixels=pixels))
-        right = sum(each.digit == each.label for each in answers)
-        digits = sum(each.label is not None for each in answers)
-        return Gallery(drawings=answers, number=len(files), right=right, digits=digits)
-
-    @app.delete("/drawings/{name}", responses=REFUSALS)
-    def remove(name: str) -> dict[str, int]:
-        """Remove a kept drawing."""
-        files = kept(drawings)
-        if name not in files:
-            raise HTTPException(404, "no such drawing is kept")
-        files[name].unlink(missing_ok=True)
-        return {"kept": len(files) - 1}
-
-    @app.post("/explain", responses=REFUSALS)
-    def explanations(drawn: Drawn) -> list[Explanation]:  # in a thread: it takes a while
-        """Show where each network looked, and what its layers made of an image."""
-        image = decoded(drawn.pixels)
-        return [Explanation(**explain(each.net, image)) for each in networks]
+        return {"kept": kept, "folder": str(drawings)}
 
     return app

@@ -1,6 +1,5 @@
 """What the server takes and answers: ``/openapi.json`` and ``/docs`` show it."""
 
-from collections.abc import Sequence
 from typing import Any, Self
 
 from mnist_lightning.errors import needs
@@ -38,14 +37,6 @@ BODY = {
 }
 
 
-class Answer(BaseModel):
-    """What one more network says of a digit."""
-
-    digit: int
-    certain: bool
-    probabilities: list[float]
-
-
 class Digit(BaseModel):
     """A digit that was found in a picture."""
 
@@ -57,30 +48,15 @@ class Digit(BaseModel):
     line: int
     number: int
     page: int
-    no_digit: float = Field(description="the probability that it is no digit at all")
-    others: list[Answer] = Field([], description="what the server's other networks say")
     pixels: str | None = Field(None, description="what the network saw, a 28x28 PNG in base64")
 
     @classmethod
-    def of(
-        cls, digit: recognize.Digit, with_pixels: bool, others: Sequence[recognize.Digit]
-    ) -> Self:
+    def of(cls, digit: recognize.Digit, with_pixels: bool) -> Self:
         """Return what the server says of a digit."""
         values = digit._asdict()
-        values["others"] = [
-            Answer(digit=each.digit, certain=each.certain, probabilities=list(each.probabilities))
-            for each in others
-        ]
         values["probabilities"] = digit.probabilities.tolist()
         values["pixels"] = png_base64(digit.pixels) if with_pixels else None
         return cls(**values)
-
-
-class Ignored(BaseModel):
-    """A mark that is no digit."""
-
-    box: list[int]
-    why: str
 
 
 class Picture(BaseModel):
@@ -91,7 +67,6 @@ class Picture(BaseModel):
         "a question mark follows a doubtful digit"
     )
     digits: list[Digit]
-    ignored: list[Ignored] = Field(description="the largest marks that are no digits")
 
 
 class Answers(BaseModel):
@@ -103,47 +78,10 @@ class Answers(BaseModel):
     probabilities: list[list[float]] | None = None
 
 
-class Drawn(BaseModel):
-    """A digit as a network sees it."""
+class Drawing(BaseModel):
+    """A drawing to keep."""
 
+    label: int = Field(ge=0, le=9)
     pixels: str = Field(
         max_length=10_000, description="a 28x28 PNG in base64, as /predict?pixels=true gives it"
     )
-
-
-class Drawing(Drawn):
-    """A drawing to keep."""
-
-    label: int | None = Field(ge=0, le=9, description="the digit; null for what is no digit")
-
-
-class Layer(BaseModel):
-    """What a layer made of an image."""
-
-    name: str = Field(description="with the shape of its output")
-    picture: str = Field(description="its numbers as grey, a PNG in base64")
-
-
-class Explanation(BaseModel):
-    """What a network made of an image."""
-
-    saliency: str = Field(description="orange speaks for the answer, blue against; a PNG in base64")
-    layers: list[Layer]
-
-
-class Kept(BaseModel):
-    """A kept drawing, and what the network says of it."""
-
-    name: str
-    label: int | None
-    digit: int
-    pixels: str
-
-
-class Gallery(BaseModel):
-    """The newest kept drawings."""
-
-    drawings: list[Kept]
-    number: int = Field(description="of all that are kept")
-    right: int = Field(description="how many of those shown the network reads rightly")
-    digits: int = Field(description="how many of those shown are digits")

@@ -3,17 +3,16 @@
 import gc
 import re
 import socket
-import sys
-from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from mnist_lightning.errors import InputError, needs
-from mnist_lightning.serve.app import Network, make_app
+from mnist_lightning.serve.app import make_app
 
 with needs("serve"):
-    import segno
     import uvicorn
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -85,23 +84,11 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def own_address() -> str | None:
-    """Return this machine's address in its network; None if it has none. Nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-        try:
-            asked.connect(("192.0.2.1", 9))  # an address for examples: RFC 5737
-            return str(asked.getsockname()[0])
-        except OSError:
-            return None
-
-
-def serve(
-    networks: Sequence[Network], drawings: Path, host: str, port: int, token: str | None
-) -> None:
-    """Serve networks until SIGINT or SIGTERM; the requests in progress are answered first.
+def serve(net: nn.Module, drawings: Path, host: str, port: int, token: str | None) -> None:
+    """Serve a network until SIGINT or SIGTERM; the requests in progress are answered first.
 
     Args:
-        networks: The network that answers, and others to compare it with.
+        net: From ``(B, 1, 28, 28)`` in [0, 1] to logits ``(B, 10)``.
         drawings: The folder for the drawings that users keep.
         host: The address to listen on; 127.0.0.1 is reached from this machine only.
         port: The port; 0 takes a free one.
@@ -113,22 +100,15 @@ def serve(
     if token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]+", token):
         raise InputError(f"--token must be letters, digits and . _ ~ - alone, got {token!r}")
     with listen(host, port) as opened:
-        bound, own_port = opened.getsockname()[:2]
-        is_local, is_ipv6 = ip_address(bound).is_loopback, ":" in host
-        is_any = ip_address(bound).is_unspecified
-        query = f"?token={token}" if token else ""
-        here = "localhost" if is_any else f"[{host}]" if is_ipv6 else host
-        address = f"http://{here}:{own_port}"
-        print(f"Draw a digit: {address}/{query}   API: {address}/docs", flush=True)
-        if is_any and (reached := own_address()):
-            page = f"http://{reached}:{own_port}/{query}"
-            print(f"On a phone in the same network: {page}", flush=True)
-            if sys.stdout.isatty():
-                segno.make(page).terminal(compact=True)
+        own_address, own_port = opened.getsockname()[:2]
+        is_local, is_ipv6 = ip_address(own_address).is_loopback, ":" in host
+        address = f"http://{f'[{host}]' if is_ipv6 else host}:{own_port}"
+        page = f"{address}/?token={token}" if token else f"{address}/"
+        print(f"Draw a digit: {page}   API: {address}/docs", flush=True)
         if not is_local and not token:
             reach = f"Anyone who reaches {host} can send pictures and keep drawings"
             print(f"{reach}; --token asks for a password.", flush=True)
-        app = make_app(networks, drawings, token)
+        app = make_app(net, drawings, token)
         if is_local and not is_ipv6:  # a website whose name means 127.0.0.1 is refused
             app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1"])
         config = uvicorn.Config(

@@ -24,7 +24,6 @@ from mnist_lightning.checkpoints import (
     load_weights,
     plain,
     read_checkpoint,
-    read_texts,
 )
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data.augmentation import Augmentation
@@ -130,20 +129,6 @@ class Run:
     def best_val_acc(self) -> float | None:
         """The best validation accuracy, in [0, 1]; None before the first validation."""
         return self.record.get("best_val_acc")
-
-    @property
-    def about(self) -> str:
-        """The network, its data and its accuracy, as far as they are known, in a few words."""
-        words = [type(self.model.net).__name__]
-        if names := [each["dataset"] for each in self.trained_on if each["dataset"]]:
-            words.append(f"trained on {' and '.join(dict.fromkeys(names))}")
-        if self.best_val_acc is not None:
-            words.append(f"{self.best_val_acc:.2%} of the validation images")
-        elif self.checkpoint and self.checkpoint.suffix == ".safetensors":
-            texts = read_texts(self.checkpoint)
-            if "accuracy_on" in texts:
-                words.append(f"{float(texts['accuracy']):.2%} of {texts['accuracy_on']}")
-        return ", ".join(words)
 
     def _repr_html_(self) -> str:
         record = {"network": type(self.model.net).__name__, **self.record}
