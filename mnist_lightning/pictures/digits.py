@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_lightning.errors import InputError
-from mnist_lightning.pictures.lines import why_ignored
 from mnist_lightning.pictures.marks import Mark
 from mnist_lightning.pictures.paper import Transform, find_sheet, grey_levels
 from mnist_lightning.pictures.read import Pixels
@@ -18,7 +17,6 @@ from mnist_lightning.pictures.readings import POOR, likeliest
 # Larger pictures are first shrunk to it; a digit of 1/80 of the page still has 20 pixels.
 WORKING_SIDE = 1600
 MAX_DIGITS = 500  # in one picture
-MOST_IGNORED = 50  # marks that are told
 PLACE_WIDTH = 0.5  # of the digits' height: the least room that a digit takes
 NUMBER_GAP = 0.6  # of the digits' height: a wider gap begins a new number
 
@@ -39,20 +37,7 @@ class Found(NamedTuple):
     is_clear: bool
 
 
-class Ignored(NamedTuple):
-    """A mark on a picture that is no digit."""
-
-    box: Box  # in the picture's pixels
-    why: str
-
-
-class Finds(list[Found]):
-    """The digits of a picture in reading order, and the marks that are none."""
-
-    ignored: Sequence[Ignored] = ()
-
-
-def find_digits(picture: Pixels, single: bool = False) -> Finds:
+def find_digits(picture: Pixels, single: bool = False) -> list[Found]:
     """Find the digits of a picture in reading order, and prepare each as MNIST's were.
 
     Several readings compete, and the likeliest wins: all ink is one digit; or it is a page of
@@ -68,7 +53,7 @@ def find_digits(picture: Pixels, single: bool = False) -> Finds:
         single: Whether it is known that all ink is one digit.
 
     Returns:
-        One entry per digit, none for an empty page; and ``ignored``, the largest other marks.
+        One entry per digit; an empty list for an empty page.
 
     Raises:
         InputError: If the array has another type or shape, or more than 500 digits.
@@ -94,7 +79,7 @@ def find_digits(picture: Pixels, single: bool = False) -> Finds:
         raise InputError(f"expected at most {MAX_DIGITS} digits, found {len(digits):,}")
     usual = np.median([mark.height for mark in digits] or [1])
     is_sound = reading.mean >= POOR
-    found = Finds()
+    found = []
     for line, marks in enumerate(reading.lines, 1):
         for mark, number in zip(marks, _numbers(marks), strict=True):
             box = _box(mark, transform, width, height)
@@ -103,27 +88,7 @@ def find_digits(picture: Pixels, single: bool = False) -> Finds:
             is_cut_bar = mark.is_piece and mark.probabilities.argmax() == 1
             is_clear = is_sound and not is_cut_bar
             found.append(Found(mark.image, mark.probabilities, *place, is_clear))
-    found.ignored = [
-        Ignored(_box(mark, transform, width, height), why_ignored(mark, reading.size, usual))
-        for mark in _others(reading.marks, digits)
-    ]
     return found
-
-
-def _others(marks: Sequence[Mark], digits: Sequence[Mark]) -> list[Mark]:
-    """Return the largest marks that no digit is a part of, and that are no part of a digit."""
-    others = []
-    boxes = np.array([(each.left, each.top, each.right, each.bottom) for each in digits])
-    boxes = boxes.reshape(-1, 4)
-    x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2  # the middle of each
-    for mark in marks:
-        (left, right), (middle_x, middle_y) = (mark.left, mark.right), mark.middle
-        has_digit = (left <= x) & (x < right) & (mark.top <= y) & (y < mark.bottom)
-        is_inside_x = (boxes[:, 0] <= middle_x) & (middle_x < boxes[:, 2])
-        is_inside = is_inside_x & (boxes[:, 1] <= middle_y) & (middle_y < boxes[:, 3])
-        if not (has_digit | is_inside).any():
-            others.append(mark)
-    return sorted(others, key=lambda mark: -mark.area)[:MOST_IGNORED]
 
 
 def _box(mark: Mark, transform: Transform, width: int, height: int) -> Box:

@@ -42,10 +42,8 @@ def cost_of(digit: Mark) -> float:
     return PER_DIGIT - math.log(digit.probability + 1e-6)
 
 
-def lines_of_digits(ink: Pixels, mask: Pixels) -> tuple[list[list[Mark]], float, list[Mark]]:
+def lines_of_digits(ink: Pixels, mask: Pixels) -> tuple[list[list[Mark]], float]:
     """Return the digits of each line of a page, in reading order, and what this reading costs.
-
-    The third of the results are all marks of the page, before anything is left out.
 
     Args:
         ink: How strongly each pixel is inked ``(H, W)``, 0-255.
@@ -54,8 +52,8 @@ def lines_of_digits(ink: Pixels, mask: Pixels) -> tuple[list[list[Mark]], float,
     height, width = ink.shape
     marks = detected(connected(ink, mask, least=max(3, max(height, width) // 160)))
     if not marks:
-        return [], 0, []
-    every, total = marks, sum(mark.area for mark in marks)
+        return [], 0
+    total = sum(mark.area for mark in marks)
     marks = _without_ruled_lines(marks, (height, width))
     usual = _usual_height(marks)
     if any(mark.probability >= 0.5 for mark in marks):
@@ -71,24 +69,7 @@ def lines_of_digits(ink: Pixels, mask: Pixels) -> tuple[list[list[Mark]], float,
     lines = likely or lines  # beside a line of digits, one without any is a picture or a text
     read = sum(mark.area for digits in lines for mark in digits)
     cost += PER_LOSS * max(0, 1 - read / total)
-    return lines, cost, every
-
-
-def why_ignored(mark: Mark, page: tuple[int, int], usual: float) -> str:
-    """Return why a mark is no digit, in a few words.
-
-    Args:
-        mark: The mark.
-        page: The page's height and width.
-        usual: The height of the page's digits; 0 if it has none.
-    """
-    if max(mark.height, mark.width) < PIECE * usual:
-        return "too small"
-    if touches_edge(mark, page):
-        return "cut off by the edge"
-    if _is_thin(mark):
-        return "a line"
-    return "not like a digit"
+    return lines, cost
 
 
 def _without_ruled_lines(marks: Sequence[Mark], page: tuple[int, int]) -> list[Mark]:

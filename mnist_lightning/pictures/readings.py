@@ -1,6 +1,5 @@
 """Readings of a page compete: one digit or many, which colour is ink, which way is up."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -33,8 +32,6 @@ class PageReading(NamedTuple):
     lines: list[list[Mark]]  # the digits of each line
     cost: float  # how unlikely it is, beside other readings of the same ink
     to_page: Transform = np.eye(3)
-    marks: Sequence[Mark] = ()  # all of the page, digits or not
-    size: tuple[int, int] = (0, 0)  # of the page as it was read: height, width
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
@@ -147,5 +144,5 @@ def _read(page: Pixels, quarters: int = 0, pen_only: bool = False) -> PageReadin
     if angle:
         ink, mask, to_turned = turned(ink, mask, angle)
         to_page = to_page @ to_turned
-    lines, cost, marks = lines_of_digits(ink, mask)
-    return PageReading(lines, cost, to_page, marks, mask.shape)
+    lines, cost = lines_of_digits(ink, mask)
+    return PageReading(lines, cost, to_page)

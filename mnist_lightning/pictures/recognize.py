@@ -20,7 +20,7 @@ from mnist_lightning.checkpoints import read_network
 from mnist_lightning.errors import InputError
 from mnist_lightning.inference import classify
 from mnist_lightning.pictures.detector import NO_DIGIT
-from mnist_lightning.pictures.digits import Box, Finds, Found, Ignored, find_digits
+from mnist_lightning.pictures.digits import Box, Found, find_digits
 from mnist_lightning.pictures.marks import stacked
 from mnist_lightning.pictures.read import MAX_PIXELS, Picture, Pixels, read_pages
 from mnist_lightning.report.blocks import Card, Gallery
@@ -51,7 +51,6 @@ class Digit(NamedTuple):
     line: int  # of the page, from 1
     number: int  # within the line, from 1: the digits without a wide gap between them
     page: int = 1  # of the file, from 1
-    no_digit: float = 0.0  # the detector's probability that it is none
 
     def __str__(self) -> str:
         """Return the digit, with a question mark if it is doubtful."""
@@ -74,8 +73,6 @@ class Digit(NamedTuple):
 
 class Reading(list[Digit]):
     """The digits of one picture, in reading order, page by page."""
-
-    ignored: Sequence[Ignored] = ()  # marks that are no digits, of all pages
 
     @property
     def text(self) -> str:
@@ -114,7 +111,7 @@ class Page(NamedTuple):
     """What was found on a page of a picture."""
 
     number: int  # from 1
-    digits: Finds
+    digits: list[Found]
     error: str = ""  # why it was not read
     copy: "Copy | None" = None
 
@@ -139,7 +136,7 @@ def find_pages(
                 raise pixels
             digits = find_digits(pixels, single)
         except InputError as error:
-            yield Page(number, Finds(), str(error))
+            yield Page(number, [], str(error))
             continue
         has_copy = number <= copies and len(digits) > 0
         yield Page(number, digits, copy=_copy(pixels) if has_copy else None)
@@ -214,11 +211,9 @@ def readings(
 
 
 def _reading(pages: Sequence[Page], rows: Iterator[NDArray[np.float32]]) -> Reading:
-    reading, ignored = Reading(), []
+    reading = Reading()
     for page in pages:
         reading += [_digit(found, next(rows), page.number) for found in page.digits]
-        ignored += page.digits.ignored
-    reading.ignored = ignored
     return reading
 
 
@@ -230,8 +225,7 @@ def _digit(found: Found, probabilities: NDArray[np.float32], page: int) -> Digit
     is_sized = LOWEST < found.size < HIGHEST
     certain = confidence >= CERTAIN and is_digit and second_opinion == digit and is_sized
     place = found.box, found.pixels, certain, found.line, found.number, page
-    no_digit = float(found.probabilities[NO_DIGIT])
-    return Digit(digit, confidence, probabilities, *place, no_digit)
+    return Digit(digit, confidence, probabilities, *place)
 
 
 class Copy(NamedTuple):
