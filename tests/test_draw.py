@@ -20,7 +20,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 from torch import Tensor, nn
 
 from mnist_lightning.pictures.detector import detect
-from mnist_lightning.serve.app import make_app
+from mnist_lightning.serve.app import Network, make_app
 
 STROKES = {  # x and y of each corner, from 0 to 8
     0: ["40 20 11 04 18 38 57 64 51 40"],
@@ -45,7 +45,10 @@ class Detector(nn.Module):
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
     server = uvicorn.Server(
-        uvicorn.Config(make_app(Detector(), folder, "secret"), log_level="error")
+        uvicorn.Config(
+            make_app([Network(Detector(), "detector", "96% of nothing")], folder, "secret"),
+            log_level="error",
+        )
     )
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = Thread(target=server.run, args=([listening],))

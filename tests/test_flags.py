@@ -70,8 +70,8 @@ REACHED: dict[str, Callable[[Values], Any]] = {
     "json": lambda it: it["printed"].startswith("["),
     "format": lambda it: Path(it["output"]).suffix.removeprefix("."),
     "compare log_dir": lambda it: str(it["output"].parent),
-    "serve device": lambda it: next(it["net"].parameters()).device.type,
-    "serve tta": lambda it: it["net"].views,
+    "serve device": lambda it: next(it["networks"][0].net.parameters()).device.type,
+    "serve tta": lambda it: it["networks"][0].net.views,
     "serve drawings": lambda it: str(it["drawings"]),
 }
 # What a flag gives where the example is not the value itself.
@@ -144,7 +144,7 @@ def called(place: Path, monkeypatch: pytest.MonkeyPatch) -> Values:
     note((quick, "write_comparison"), "output")
     note((contrast, "contrast"), "one", "other", "split")
     note(("mnist_lightning.pictures.write.write_digits",), "output", "images", "net")
-    server = ("net", "drawings", "host", "port", "token")
+    server = ("networks", "drawings", "host", "port", "token")
     note(("mnist_lightning.serve.server.serve",), *server)
     return found
 

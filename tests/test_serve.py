@@ -43,7 +43,7 @@ from mnist_lightning.inference import classify
 from mnist_lightning.pictures.recognize import recognize
 from mnist_lightning.serve import app as module
 from mnist_lightning.serve import server
-from mnist_lightning.serve.app import make_app
+from mnist_lightning.serve.app import Network, make_app
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 28, 28), np.uint8)
 IMAGE = json.dumps(IMAGES[0].tolist()).encode()
@@ -72,7 +72,7 @@ def net() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def app(net: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
-    return make_app(net, tmp_path_factory.mktemp("data") / "Drawings")
+    return make_app([Network(net)], tmp_path_factory.mktemp("data") / "Drawings")
 
 
 def link(app: FastAPI) -> httpx.AsyncClient:
@@ -259,7 +259,10 @@ def eventually(is_so: Callable[[], object]) -> None:
 def connected(net: nn.Module, folder: Path) -> Iterator[tuple[uvicorn.Server, socket.socket]]:
     """Serve in another thread; yield the server and a connection that takes little at once."""
     config = uvicorn.Config(
-        make_app(net, folder), http=server.Protocol, log_level="error", timeout_graceful_shutdown=1
+        make_app([Network(net)], folder),
+        http=server.Protocol,
+        log_level="error",
+        timeout_graceful_shutdown=1,
     )
     running = uvicorn.Server(config)
     with server.listen("127.0.0.1", 0) as opened, socket.socket() as mine:
@@ -405,7 +408,7 @@ def test_many_at_once_and_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     net = Counting()
 
     async def asked() -> list[list[int]]:
-        async with asyncio.timeout(60), link(make_app(net, tmp_path)) as client:
+        async with asyncio.timeout(60), link(make_app([Network(net)], tmp_path)) as client:
             requests = [
                 asyncio.create_task(client.post("/predict", json=image.tolist()))
                 for image in IMAGES
@@ -442,7 +445,7 @@ def test_threads_end_with_the_server(net: nn.Module, tmp_path: Path) -> None:
                 assert answer.is_success
             assert len(threads()) >= 3
 
-    apps = [make_app(net, tmp_path / str(number)) for number in range(3)]
+    apps = [make_app([Network(net)], tmp_path / str(number)) for number in range(3)]
     for app in (*apps, apps[0]):  # the first one is started again
         asyncio.run(used(app))
         eventually(lambda: not threads())
@@ -463,7 +466,7 @@ def test_a_network_that_computes_for_ever_does_not_hold_the_server(tmp_path: Pat
 
 
 def test_token(net: nn.Module, tmp_path: Path) -> None:
-    app = make_app(net, tmp_path, "a b")
+    app = make_app([Network(net)], tmp_path, "a b")
     for headers, status in (
         ({}, 401),
         ({"Authorization": "Bearer a"}, 401),
@@ -478,7 +481,10 @@ def test_token(net: nn.Module, tmp_path: Path) -> None:
 
 def test_drawings(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_DRAWINGS", 50)
-    app, data = make_app(net, tmp_path / "Drawings"), Drawings(str(tmp_path), test_share=0.3)
+    app, data = (
+        make_app([Network(net)], tmp_path / "Drawings"),
+        Drawings(str(tmp_path), test_share=0.3),
+    )
 
     def kept(image: np.ndarray, label: object) -> httpx.Response:
         return ask(app, "/drawings", drawing(image, label))
@@ -532,7 +538,7 @@ def at_once(
 def test_labels_at_once(
     servers: int, net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    apps = [make_app(net, tmp_path / "Drawings") for _ in range(servers)]
+    apps = [make_app([Network(net)], tmp_path / "Drawings") for _ in range(servers)]
     answers = at_once([apps[0], apps[-1]], [(IMAGES[0], 3), (IMAGES[0], 5)], monkeypatch)
     assert [answer.json()["kept"] for answer in answers] == [1, 1]
     images, labels = Drawings(str(tmp_path), test_share=0).load("train")
@@ -545,7 +551,7 @@ def test_last_drawings_at_once(
     servers: int, net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_DRAWINGS", 2)
-    apps = [make_app(net, tmp_path / "Drawings") for _ in range(servers)]
+    apps = [make_app([Network(net)], tmp_path / "Drawings") for _ in range(servers)]
     answers = at_once(
         [apps[0], apps[-1], apps[0]], [(IMAGES[number], 7) for number in range(3)], monkeypatch
     )
@@ -557,11 +563,12 @@ def test_last_drawings_at_once(
 PROGRAM = """import signal, time
 from pathlib import Path; from torch import nn; from mnist_lightning import MLP
 from mnist_lightning.serve.server import serve
+from mnist_lightning.serve.app import Network
 class Slow(nn.Module):
     def __init__(self): super().__init__(); self.net, self.images = MLP([8]), 0
     def forward(self, images): time.sleep(0.01); self.images += len(images); return self.net(images)
 signal.signal(signal.SIGTERM, lambda *_: None); net = Slow()
-serve(net, Path("Drawings"), "127.0.0.1", 0, None); print(net.images)"""
+serve([Network(net)], Path("Drawings"), "127.0.0.1", 0, None); print(net.images)"""
 
 
 @pytest.mark.slow

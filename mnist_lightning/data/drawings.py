@@ -15,7 +15,6 @@ from mnist_lightning.data.base import DEFAULT_DATA_DIR, DigitDataModule, Split
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomic
 
-
 NO_DIGIT = "not"  # the folder of what is no digit, which the data set does not read
 LABELS = (*map(str, range(10)), NO_DIGIT)
 NAME = "[0-9a-f]" * 16 + ".png"  # of a kept drawing

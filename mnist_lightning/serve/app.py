@@ -24,8 +24,8 @@ from mnist_lightning.inference import classify
 from mnist_lightning.pictures.ignored import find_ignored
 from mnist_lightning.pictures.read import Pixels, read_picture
 from mnist_lightning.pictures.recognize import Page, find_pages, images_of, readings
-from mnist_lightning.serve.batcher import Batcher
 from mnist_lightning.report.pages import png_base64
+from mnist_lightning.serve.batcher import Batcher
 from mnist_lightning.serve.schema import (
     BODY,
     REFUSALS,
@@ -319,6 +319,15 @@ def make_app(networks: Sequence[Network], drawings: Path, token: str | None = No
         """Return measurements for Prometheus."""
         return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
 
+    @asynccontextmanager
+    async def in_time() -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(SECONDS_TO_ANSWER):
+                yield
+        except TimeoutError:
+            line = f"no answer within {SECONDS_TO_ANSWER} seconds"
+            raise HTTPException(503, line, RETRY) from None
+
     async def answer_numbers(body: bytes) -> Answers:
         if len(body) <= SHORT:  # another thread would take longer
             images = images_in(body)
@@ -369,16 +378,11 @@ def make_app(networks: Sequence[Network], drawings: Path, token: str | None = No
     ) -> Answers:
         """Read the digits in pictures, or classify 28x28 images."""
         body = await request.body()
-        try:
-            async with asyncio.timeout(SECONDS_TO_ANSWER):
-                if kind_of(request) == "application/json":
-                    return await answer_numbers(body)
-                pictures = await files_of(request, body)
-                return await answer_pictures(pictures, pixels, ignored, networks == "all")
-        except TimeoutError:
-            raise HTTPException(
-                503, f"no answer within {SECONDS_TO_ANSWER} seconds", RETRY
-            ) from None
+        async with in_time():
+            if kind_of(request) == "application/json":
+                return await answer_numbers(body)
+            pictures = await files_of(request, body)
+            return await answer_pictures(pictures, pixels, ignored, networks == "all")
 
     @app.post("/drawings", responses=REFUSALS)
     def drawing(drawing: Drawing) -> Kept:  # in a thread: it writes a file
@@ -394,8 +398,9 @@ def make_app(networks: Sequence[Network], drawings: Path, token: str | None = No
     async def kept_drawings() -> Drawings:
         """Return the drawings that were kept last, at most 300, and how many are read rightly."""
         loop = asyncio.get_running_loop()
-        images, labels = await loop.run_in_executor(readers, newest, drawings, MAX_SHOWN)
-        rows = (await batcher(images.astype(np.float32) / np.float32(255)))[:, 0]
+        async with in_time():
+            images, labels = await loop.run_in_executor(readers, newest, drawings, MAX_SHOWN)
+            rows = (await batcher(images.astype(np.float32) / np.float32(255)))[:, 0]
         shown, right = [], 0
         for image, label, digit in zip(images, labels, rows.argmax(axis=1).tolist(), strict=True):
             right += label == str(digit)
@@ -410,6 +415,7 @@ def make_app(networks: Sequence[Network], drawings: Path, token: str | None = No
             raise InputError(f"network must be below {len(networks)}, got {asked.network}")
         image, net = image_of(asked.pixels), networks[asked.network].net
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(batcher.thread, look, net, image, asked.digit)
+        async with in_time():
+            return await loop.run_in_executor(batcher.thread, look, net, image, asked.digit)
 
     return app

@@ -4,7 +4,6 @@ from typing import Annotated, Any, Literal, Self
 
 from mnist_lightning.errors import needs
 from mnist_lightning.pictures import recognize
-from mnist_lightning.report.pages import png_base64
 
 with needs("serve"):
     from pydantic import BaseModel, Field
