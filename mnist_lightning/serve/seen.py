@@ -33,7 +33,8 @@ def look(net: nn.Module, image: NDArray[np.uint8], digit: int) -> Seen:
 
 def _coloured(image: NDArray[np.uint8], values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return an image ``(28, 28, 3)`` with colours where the saliency is high or low."""
-    strength = np.abs(values / max(np.abs(values).max(), 1e-6))[:, :, None]
+    share = np.abs(values) / max(np.abs(values).max(), 1e-6)
+    strength = np.sqrt(share)[:, :, None]  # so that the weaker parts are seen too
     colour = np.where(values[:, :, None] > 0, FOR, AGAINST)
     grey = 0.6 * image[:, :, None]
     return np.asarray((grey + strength * (colour - grey)).astype(np.uint8))

@@ -102,14 +102,14 @@ def described(run: Run, name: str, device: str) -> Network:
     report = read_json(run.folder / "report" / "metrics.json")
     about = ""
     if "accuracy" in report:
-        about = f"{report['accuracy']:.2%} of {report['num_examples']:,} test images"
+        about = f"{report['accuracy']:.2%} right on {report['num_examples']:,} test images"
         about += f" of {report['dataset']}"
     elif record.get("best_val_acc") is not None:
-        about = f"{record['best_val_acc']:.2%} of the validation images of {record['dataset']}"
+        about = f"{record['best_val_acc']:.2%} right on the validation images of {record['dataset']}"
     elif run.checkpoint and run.checkpoint.suffix == ".safetensors":
         with suppress(KeyError, ValueError), safe_open(run.checkpoint, "pt") as file:
             texts = file.metadata()
-            about = f"{float(texts['accuracy']):.2%} of {texts['accuracy_on']}"
+            about = f"{float(texts['accuracy']):.2%} right on {texts['accuracy_on']}"
     net = run.model.net.to(device)
     kind = type(net).__name__
     return Network(net, name if name == kind else f"{name} ({kind})", about)
