@@ -511,6 +511,132 @@ def test_drawings(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert set(test).isdisjoint(train)
 
 
+def gallery(app: FastAPI, **headers: str) -> Any:
+    return ask(app, "/drawings", **headers).json()
+
+
+def test_gallery_has_a_score_and_removes(net: nn.Module, tmp_path: Path) -> None:
+    app = make_app([Network(net)], tmp_path / "Drawings")
+    assert gallery(app) == {"right": 0, "digits": 0, "drawings": []}
+    digits = classify(net, IMAGES[:6]).argmax(axis=1).tolist()
+    labels: list[Any] = [*digits[:3], (digits[3] + 1) % 10, "not", None]
+    for image, label, kept in zip(IMAGES, labels, (1, 2, 3, 4, 5, 5), strict=False):
+        assert ask(app, "/drawings", drawing(image, label)).json()["kept"] == kept
+    shown = gallery(app)
+    assert (shown["right"], shown["digits"]) == (3, 4)
+    said = {each["pixels"]: (each["label"], each["digit"]) for each in shown["drawings"]}
+    expected = zip(IMAGES[:5], labels, digits, strict=False)
+    assert said == {
+        base64.b64encode(content(image)).decode(): (str(label), digit)
+        for image, label, digit in expected
+    }
+    assert len(Drawings(str(tmp_path), test_share=0).load("train")[0]) == 4  # not what is none
+    assert ask(app, "/drawings", drawing(IMAGES[4], None)).json()["kept"] == 4
+    assert not list(tmp_path.glob("Drawings/not/*"))
+
+
+def test_no_file_outside_is_shown_or_removed(net: nn.Module, tmp_path: Path) -> None:
+    app = make_app([Network(net)], tmp_path / "Drawings", "secret")
+    assert refused(ask(app, "/drawings")) == 401
+    token = {"Authorization": "Bearer secret"}
+    assert ask(app, "/drawings", drawing(IMAGES[0], 1), **token).json()["kept"] == 1
+    (kept,) = tmp_path.glob("Drawings/1/*.png")
+    outside = tmp_path / "outside" / kept.name
+    outside.parent.mkdir()
+    outside.write_bytes(content(IMAGES[1]))
+    (tmp_path / "Drawings/2").symlink_to(outside.parent)
+    (tmp_path / "Drawings/1" / ("a" * 16 + ".png")).symlink_to(outside)
+    assert len(gallery(app, **token)["drawings"]) == 1
+    for label in ("..", "../1", "../outside", "1/..", "/", "", "not/../1", "NOT", -1, 10, 1.5, []):
+        assert refused(ask(app, "/drawings", drawing(IMAGES[0], label), **token)) == 422
+    assert ask(app, "/drawings", drawing(IMAGES[0], None), **token).status_code == 200
+    assert outside.exists()
+    for path in ("/drawings/..", "/drawings/1", "/drawings/..%2f..%2fetc/passwd"):
+        assert refused(ask(app, path, **token)) == 404
+
+
+def test_networks_side_by_side(net: nn.Module, tmp_path: Path) -> None:
+    other = MLP([4])
+    app = make_app([Network(net, "one", "90%"), Network(other, "two")], tmp_path)
+    assert ask(app, "/health").json()["networks"] == [
+        {"name": "one", "about": "90%"},
+        {"name": "two", "about": ""},
+    ]
+    (alone,) = ask(app, "/predict", PNG, "image/png").json()["pictures"]
+    (both,) = ask(app, "/predict?networks=all", PNG, "image/png").json()["pictures"]
+    for digit, first, second in zip(
+        both["digits"], recognize(PNG, net), recognize(PNG, other), strict=True
+    ):
+        ((said),) = digit.pop("others")
+        np.testing.assert_allclose(digit["probabilities"], first.probabilities, atol=1e-6)
+        np.testing.assert_allclose(said["probabilities"], second.probabilities, atol=1e-6)
+        assert (said["digit"], said["certain"]) == (second.digit, second.certain)
+    assert both == alone
+    assert ask(app, body=IMAGE).json()["digits"] == [classify(net, IMAGES[:1]).argmax()]
+
+
+def test_marks_that_are_not_read_say_why(app: FastAPI) -> None:
+    page = PAGE.copy()
+    page[2:5, 100:103] = page[-40:, 120:124] = 0  # a dot, and a bar at the edge
+    (answer,) = ask(app, "/predict?ignored=true", content(page), "image/png").json()["pictures"]
+    reasons = {each["reason"]: each["box"] for each in answer["ignored"]}
+    assert set(reasons) <= {"too small", "touches the edge"}
+    (alone,) = ask(app, "/predict", PNG, "image/png").json()["pictures"]
+    assert "ignored" not in alone
+
+
+def test_what_the_network_saw(net: nn.Module, app: FastAPI) -> None:
+    body = {**json.loads(drawing(IMAGES[0], 0)), "digit": 3}
+    seen = ask(app, "/seen", json.dumps(body)).json()
+    assert [layer["shape"] for layer in seen["layers"]] == [[8], [10]]
+    shapes = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(picture)))).shape
+        for picture in (seen["saliency"], seen["layers"][1]["picture"])
+    ]
+    assert shapes == [(28, 28, 3), (1, 10)]
+    for change in ({"network": 1}, {"digit": 10}, {"pixels": "x"}):
+        assert refused(ask(app, "/seen", json.dumps(body | change))) == 422
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "own", "expected"),
+    [
+        ("127.0.0.1", None, "127.0.0.1", []),
+        ("0.0.0.0", "abc", "0.0.0.0", ["http://10.0.0.7:8000/?token=abc"]),
+        ("10.0.0.9", None, "10.0.0.9", ["http://10.0.0.9:8000/"]),
+    ],
+)
+def test_addresses_for_a_phone(
+    host: str,
+    token: str | None,
+    own: str,
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    class Listening(contextlib.nullcontext):
+        def __enter__(self) -> Any:
+            return self
+
+        def getsockname(self) -> tuple[str, int]:
+            return own, 8000
+
+    codes: list[str] = []
+    make = server.segno.make
+    monkeypatch.setattr(server, "listen", lambda *_: Listening())
+    monkeypatch.setattr(server, "own_addresses", lambda: ["10.0.0.7"])
+    monkeypatch.setattr(server.uvicorn.Server, "run", lambda *_, **__: None)
+    monkeypatch.setattr(
+        server.segno, "make", lambda page, **given: codes.append(page) or make(page, **given)
+    )
+    server.serve([Network(MLP([8]))], tmp_path, host, 8000, token)
+    printed = capsys.readouterr().out
+    assert codes == expected
+    assert all(page in printed for page in expected)
+    assert ("█" in printed) == bool(expected)
+
+
 def at_once(
     apps: list[FastAPI], contents: list[tuple[np.ndarray, int]], monkeypatch: pytest.MonkeyPatch
 ) -> list[Any]:

@@ -105,7 +105,9 @@ def described(run: Run, name: str, device: str) -> Network:
         about = f"{report['accuracy']:.2%} right on {report['num_examples']:,} test images"
         about += f" of {report['dataset']}"
     elif record.get("best_val_acc") is not None:
-        about = f"{record['best_val_acc']:.2%} right on the validation images of {record['dataset']}"
+        about = (
+            f"{record['best_val_acc']:.2%} right on the validation images of {record['dataset']}"
+        )
     elif run.checkpoint and run.checkpoint.suffix == ".safetensors":
         with suppress(KeyError, ValueError), safe_open(run.checkpoint, "pt") as file:
             texts = file.metadata()
