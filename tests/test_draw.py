@@ -235,7 +235,7 @@ def test_letters_ignored_marks_the_eraser_and_what_was_seen(page: Page, tmp_path
     assert page.js(bounds)
     page.js("$('look').open = true")
     page.wait("document.querySelectorAll('#sight img.saliency').length", 1)
-    page.js("$('width').value = 22; $('eraser').click()")
+    page.js("[$('width').value = 22, $('eraser').click()]")
     page.draw(["00 01"], column=2)
     page.wait("$('left').hidden", True)
     page.draw(7)

@@ -48,7 +48,8 @@ def keep(folder: Path, image: NDArray[np.uint8], label: int | str | None, most: 
             (folder / str(label)).mkdir(exist_ok=True)
             write_atomic(folder / str(label) / name, png.getvalue())
         for other in {*LABELS} - {str(label)}:
-            (folder / other / name).unlink(missing_ok=True)
+            if not (folder / other).is_symlink():  # it may lead outside
+                (folder / other / name).unlink(missing_ok=True)
     return len(kept)
 
 
