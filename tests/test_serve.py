@@ -551,7 +551,7 @@ def test_no_file_outside_is_shown_or_removed(net: nn.Module, tmp_path: Path) -> 
         assert refused(ask(app, "/drawings", drawing(IMAGES[0], label), **token)) == 422
     assert ask(app, "/drawings", drawing(IMAGES[0], None), **token).status_code == 200
     assert outside.exists()
-    for path in ("/drawings/..", "/drawings/1", "/drawings/..%2f..%2fetc/passwd"):
+    for path in ("/drawings/1", "/drawings/..%2f..%2fetc/passwd"):
         assert refused(ask(app, path, **token)) == 404
 
 

@@ -61,10 +61,10 @@ class Digit(Answer):
     number: int = Field(description="within the line, from 1: digits without a wide gap")
     page: int = Field(description="of the file, from 1")
     pixels: str | None = Field(
-        None, description="with pixels=true: what the network saw, a 28x28 PNG in base64"
+        default=None, description="with pixels=true: what the network saw, a 28x28 PNG in base64"
     )
     others: list[Answer] | None = Field(
-        None, description="with networks=all: what each further network says"
+        default=None, description="with networks=all: what each further network says"
     )
 
     @classmethod
@@ -92,17 +92,20 @@ class Picture(BaseModel):
     )
     digits: list[Digit]
     ignored: list[Mark] | None = Field(
-        None, description="with ignored=true: the first page's marks that are part of no digit"
+        default=None,
+        description="with ignored=true: the first page's marks that are part of no digit",
     )
 
 
 class Answers(BaseModel):
     """The answer to pictures, or to images as numbers."""
 
-    pictures: list[Picture] | None = Field(None, description="to pictures: each of them")
-    digits: list[int] | None = Field(None, description="to numbers: the digit of each image")
-    confidences: list[float] | None = Field(None, description="and its probability")
-    probabilities: list[list[float]] | None = Field(None, description="and those of 0 to 9")
+    pictures: list[Picture] | None = Field(default=None, description="to pictures: each of them")
+    digits: list[int] | None = Field(
+        default=None, description="to numbers: the digit of each image"
+    )
+    confidences: list[float] | None = Field(default=None, description="and its probability")
+    probabilities: list[list[float]] | None = Field(default=None, description="and those of 0 to 9")
 
 
 PIXELS = "a 28x28 PNG in base64, as /predict?pixels=true gives it"
