@@ -142,6 +142,72 @@ def classify(net: nn.Module, images: Any) -> NDArray[np.float32]:
 
 
 @torch.no_grad()
+def saliency(net: nn.Module, image: Any, digit: int, side: int = 5) -> NDArray[np.float32]:
+    """Return how much each part of an image speaks for a digit.
+
+    A square of the image is made black, at each place in turn.
+
+    Args:
+        net: As for ``classify``.
+        image: ``(28, 28)`` uint8, white on black.
+        digit: The digit.
+        side: The side of the square in pixels, an odd number.
+
+    Returns:
+        ``(28, 28)``: how much the square about that pixel adds to the logarithm of the digit's
+        odds. Below 0 it speaks against the digit.
+    """
+    pixels = torch.from_numpy(np.ascontiguousarray(image, np.float32)) / 255
+    rows = torch.arange(28)
+    is_near = (rows[:, None] - rows).abs() <= side // 2  # (28, 28)
+    squares = is_near[:, None, :, None] & is_near[None, :, None, :]  # (28, 28, 28, 28)
+    without = pixels * ~squares.reshape(-1, 28, 28)
+    images = torch.cat([pixels[None], without])[:, None]  # (785, 1, 28, 28)
+    with evaluating(net) as like:
+        logits = logits_of(net, images.to(like)).double().cpu()
+    others = logits[:, [each for each in range(10) if each != digit]]
+    odds = logits[:, digit] - others.logsumexp(dim=1)
+    return (odds[0] - odds[1:]).reshape(28, 28).float().numpy()
+
+
+@torch.no_grad()
+def activations(net: nn.Module, image: Any) -> list[tuple[str, NDArray[np.float32]]]:
+    """Return what each layer gives for one image, after the normalisation and activation.
+
+    Args:
+        net: As for ``classify``.
+        image: ``(28, 28)`` uint8, white on black.
+
+    Returns:
+        Of each layer its name and ``(C, H, W)`` or ``(C,)``. What only changes the shape is left
+        out.
+    """
+    layers: list[tuple[str, NDArray[np.float32]]] = []
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        if not isinstance(output, Tensor) or len(output) != 1 or output.ndim not in (2, 4):
+            return
+        values = output[0].float().cpu().numpy()
+        has_weights = any(weights.ndim > 1 for weights in module.parameters())
+        if not has_weights and layers and layers[-1][1].size == values.size:
+            name, before = layers[-1]
+            layers[-1] = name, values.reshape(before.shape)
+        elif not isinstance(module, nn.Flatten):
+            layers.append((type(module).__name__, values))
+
+    leaves = [module for module in net.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(note) for module in leaves]
+    pixels = torch.from_numpy(np.ascontiguousarray(image, np.float32)) / 255
+    try:
+        with evaluating(net) as like:
+            logits_of(net, pixels.reshape(1, 1, 28, 28).to(like))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return layers
+
+
+@torch.no_grad()
 def layer_table(net: nn.Module) -> str:
     """Return a table of a network's layers: their output's shape for one image, their parameters.
 

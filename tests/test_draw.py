@@ -20,7 +20,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 from torch import Tensor, nn
 
 from mnist_lightning.pictures.detector import detect
-from mnist_lightning.serve.app import make_app
+from mnist_lightning.serve.app import Network, make_app
 
 STROKES = {  # x and y of each corner, from 0 to 8
     0: ["40 20 11 04 18 38 57 64 51 40"],
@@ -36,6 +36,9 @@ STROKES = {  # x and y of each corner, from 0 to 8
 }
 
 
+DRAWINGS = "GET/drawings", "POST/drawings"
+
+
 class Detector(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         pixels = (images[:, 0] * 255).round().byte().numpy()
@@ -45,7 +48,10 @@ class Detector(nn.Module):
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
     server = uvicorn.Server(
-        uvicorn.Config(make_app(Detector(), folder, "secret"), log_level="error")
+        uvicorn.Config(
+            make_app([Network(Detector(), "detector", "96% of nothing")], folder, "secret"),
+            log_level="error",
+        )
     )
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = Thread(target=server.run, args=([listening],))
@@ -104,11 +110,11 @@ class Page:
         self.wait(f"{buttons}.map(each => each.textContent).join('')", text)
         self.wait("$('text').textContent", text)  # what a screen reader says
 
-    def draw(self, digit: int, column: int = 1) -> None:
+    def draw(self, digit: int | list[str], column: int = 1) -> None:
         left, top, width, unit = self.js(
             "(b => [b.left, b.top, b.width, b.width / 27])(paper.getBoundingClientRect())"
         )
-        for stroke in STROKES[digit]:
+        for stroke in STROKES[digit] if isinstance(digit, int) else digit:
             corners = np.array([[int(x), int(y)] for x, y in stroke.split()]) * unit
             corners += left + width * (column + 0.15) / 3, top + 2 * unit
             steps = np.linspace(0, len(corners) - 1, 3 * len(corners) - 2)
@@ -171,7 +177,9 @@ def test_digits_are_read_chosen_undone_and_cleared(page: Page) -> None:
     page.press(Keys.ENTER)
     assert page.js("$('first').textContent").startswith("4 with ")
     assert page.js("$('bars').querySelector('.best').textContent").startswith("4")
-    assert page.js("[pixels.naturalWidth, $('bars').rows.length, boxes.children.length]") == [
+    assert page.js(
+        "[pixels.naturalWidth, $('bars').rows.length, boxes.querySelectorAll('.box').length]"
+    ) == [
         28,
         10,
         3,
@@ -191,11 +199,47 @@ def test_keyboard_draws_and_answers_are_kept(page: Page, tmp_path: Path) -> None
     page.reads("7")
     for label, button in ((7, "yes"), (3, "choices.children[3]")):
         page.js(f"{button}.click()")
-        page.wait(
-            "$('kept').textContent", f"Kept as {label}. 1 drawing in {tmp_path / 'Drawings'}."
-        )
+        line = f"Kept as {label} ✓ 1 drawing in {tmp_path / 'Drawings'}."
+        page.wait("$('kept').textContent", line)
     (file,) = (tmp_path / "Drawings/3").iterdir()
     assert Image.open(file).size == (28, 28)
+    page.js("$('gallery').open = true")
+    page.wait("$('score').textContent", "detector reads them: 0 of 1 right.")
+    choose = "(e => (e.value = '7', e.onchange()))(document.querySelector('#tiles select'))"
+    page.js(choose)
+    page.wait("$('score').textContent", "detector reads them: 1 of 1 right.")
+    assert (tmp_path / "Drawings/7" / file.name).exists()
+    page.js("document.querySelector('#tiles button').click()")
+    page.wait("$('score').textContent", "Nothing is kept yet.")
+    assert list((tmp_path / "Drawings").glob("*/*.png")) == []
+
+
+def test_letters_ignored_marks_the_eraser_and_what_was_seen(page: Page, tmp_path: Path) -> None:
+    letter = ["08 00 58 50"]  # an N
+    page.draw(letter)
+    page.wait("$('heading').textContent", "Not a digit?")
+    assert "does not look like a digit" in page.js("$('unsure').textContent")
+    page.js("$('not').click()")
+    page.wait("$('not').textContent", "Kept as no digit ✓")
+    assert len(list((tmp_path / "Drawings/not").iterdir())) == 1
+    page.press(Keys.ESCAPE)
+    page.draw(7)
+    page.draw(["00 01"], column=2)
+    page.wait("$('left').textContent", "1 mark is not read: too small.")
+    page.wait("document.querySelector('.tag.ignored').textContent", "too small")
+    bounds = "['.box', '.tag'].flatMap(name => [...document.querySelectorAll(name)]).every(e =>"
+    bounds += " (a => (b => b.left >= a.left && b.top >= a.top && b.right <= a.right"
+    bounds += (
+        " && b.bottom <= a.bottom)(e.getBoundingClientRect()))(paper.getBoundingClientRect()))"
+    )
+    assert page.js(bounds)
+    page.js("$('look').open = true")
+    page.wait("document.querySelectorAll('#sight img.saliency').length", 1)
+    page.js("[$('width').value = 22, $('eraser').click()]")
+    page.draw(["00 01"], column=2)
+    page.wait("$('left').hidden", True)
+    page.draw(7)
+    page.wait("$('empty').textContent", "No digit found.")
 
 
 def test_pictures_are_read_and_other_files_refused(page: Page, tmp_path: Path) -> None:
@@ -221,7 +265,9 @@ def test_description_for_programs_and_errors(chrome: webdriver.Chrome, tmp_path:
     with served(tmp_path) as url:
         page = Page(chrome, "finger", f"{url}docs")
         titles = "[...document.querySelectorAll('h2')].map(each => each.textContent)"
-        page.wait(titles, ["GET/health", "GET/metrics", "POST/predict", "POST/drawings"])
+        page.wait(titles, ["GET/health", "GET/metrics", "POST/predict", *DRAWINGS, "POST/seen"])
+        fields = "[...document.querySelectorAll('li > b')].map(each => each.textContent)"
+        assert {"certain", "no_digit", "others", "reason", "saliency"} <= set(page.js(fields))
         assert page.js("document.querySelector('pre').textContent").endswith(f"{url}predict")
         assert page.js("document.documentElement.scrollWidth <= innerWidth")
         assert chrome.get_log("browser") == []

@@ -1,6 +1,7 @@
 """The networks: sizes, settings, ensembles, test-time augmentation, the table of layers."""
 
 import json
+import math
 import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ from mnist_lightning import (
 )
 from mnist_lightning.checkpoints import from_settings, to_settings
 from mnist_lightning.cli.main import main
-from mnist_lightning.inference import layer_table
+from mnist_lightning.inference import activations, classify, layer_table, saliency
 from mnist_lightning.networks import TestTimeAugmentation
 
 BYTES, LABELS = UCIDigits().load("test")
@@ -238,3 +239,34 @@ def test_files_of_earlier_versions(first: Path) -> None:
     assert main(["fit", "--ckpt_path", str(first), "--epochs", "4"]) == 0
     assert load_run(first).record["epochs"] == 4
     assert not any(old in (first / "config.yaml").read_text() for old in OLD.values())
+
+
+def test_saliency_is_what_a_black_square_takes_away() -> None:
+    torch.manual_seed(0)
+    net = MLP([8])
+    image = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
+    found = saliency(net, image, digit=3)
+
+    def odds(pixels: np.ndarray) -> float:
+        share = float(classify(net, pixels[None])[0, 3])
+        return math.log(share / (1 - share))
+
+    for row, column in ((0, 0), (14, 9), (27, 20)):
+        changed = image.copy()
+        changed[max(0, row - 2) : row + 3, max(0, column - 2) : column + 3] = 0
+        assert found[row, column] == pytest.approx(odds(image) - odds(changed), abs=1e-4)
+
+
+def test_activations_are_what_each_layer_gives() -> None:
+    torch.manual_seed(0)
+    net = MLP([8]).train()
+    image = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
+    (first, hidden), (last, logits) = activations(net, image)
+    assert (first, last) == ("Linear", "Linear")
+    assert net.training
+    (one, two) = (layer for layer in net.modules() if isinstance(layer, nn.Linear))
+    sums = one.weight.numpy(force=True) @ (image.ravel() / 255) + one.bias.numpy(force=True)
+    expected = np.maximum(sums, 0)
+    np.testing.assert_allclose(hidden, expected, atol=1e-5)
+    by_hand = two.weight.numpy(force=True) @ expected + two.bias.numpy(force=True)
+    np.testing.assert_allclose(logits, by_hand, atol=1e-5)

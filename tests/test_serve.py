@@ -43,7 +43,7 @@ from mnist_lightning.inference import classify
 from mnist_lightning.pictures.recognize import recognize
 from mnist_lightning.serve import app as module
 from mnist_lightning.serve import server
-from mnist_lightning.serve.app import make_app
+from mnist_lightning.serve.app import Network, make_app
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 28, 28), np.uint8)
 IMAGE = json.dumps(IMAGES[0].tolist()).encode()
@@ -72,7 +72,7 @@ def net() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def app(net: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
-    return make_app(net, tmp_path_factory.mktemp("data") / "Drawings")
+    return make_app([Network(net)], tmp_path_factory.mktemp("data") / "Drawings")
 
 
 def link(app: FastAPI) -> httpx.AsyncClient:
@@ -259,7 +259,10 @@ def eventually(is_so: Callable[[], object]) -> None:
 def connected(net: nn.Module, folder: Path) -> Iterator[tuple[uvicorn.Server, socket.socket]]:
     """Serve in another thread; yield the server and a connection that takes little at once."""
     config = uvicorn.Config(
-        make_app(net, folder), http=server.Protocol, log_level="error", timeout_graceful_shutdown=1
+        make_app([Network(net)], folder),
+        http=server.Protocol,
+        log_level="error",
+        timeout_graceful_shutdown=1,
     )
     running = uvicorn.Server(config)
     with server.listen("127.0.0.1", 0) as opened, socket.socket() as mine:
@@ -405,7 +408,7 @@ def test_many_at_once_and_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     net = Counting()
 
     async def asked() -> list[list[int]]:
-        async with asyncio.timeout(60), link(make_app(net, tmp_path)) as client:
+        async with asyncio.timeout(60), link(make_app([Network(net)], tmp_path)) as client:
             requests = [
                 asyncio.create_task(client.post("/predict", json=image.tolist()))
                 for image in IMAGES
@@ -442,7 +445,7 @@ def test_threads_end_with_the_server(net: nn.Module, tmp_path: Path) -> None:
                 assert answer.is_success
             assert len(threads()) >= 3
 
-    apps = [make_app(net, tmp_path / str(number)) for number in range(3)]
+    apps = [make_app([Network(net)], tmp_path / str(number)) for number in range(3)]
     for app in (*apps, apps[0]):  # the first one is started again
         asyncio.run(used(app))
         eventually(lambda: not threads())
@@ -463,7 +466,7 @@ def test_a_network_that_computes_for_ever_does_not_hold_the_server(tmp_path: Pat
 
 
 def test_token(net: nn.Module, tmp_path: Path) -> None:
-    app = make_app(net, tmp_path, "a b")
+    app = make_app([Network(net)], tmp_path, "a b")
     for headers, status in (
         ({}, 401),
         ({"Authorization": "Bearer a"}, 401),
@@ -478,7 +481,10 @@ def test_token(net: nn.Module, tmp_path: Path) -> None:
 
 def test_drawings(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_DRAWINGS", 50)
-    app, data = make_app(net, tmp_path / "Drawings"), Drawings(str(tmp_path), test_share=0.3)
+    app, data = (
+        make_app([Network(net)], tmp_path / "Drawings"),
+        Drawings(str(tmp_path), test_share=0.3),
+    )
 
     def kept(image: np.ndarray, label: object) -> httpx.Response:
         return ask(app, "/drawings", drawing(image, label))
@@ -503,6 +509,132 @@ def test_drawings(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert train | test == {image.tobytes(): number % 10 for number, image in enumerate(IMAGES)}
     assert earlier <= set(test)
     assert set(test).isdisjoint(train)
+
+
+def gallery(app: FastAPI, **headers: str) -> Any:
+    return ask(app, "/drawings", **headers).json()
+
+
+def test_gallery_has_a_score_and_removes(net: nn.Module, tmp_path: Path) -> None:
+    app = make_app([Network(net)], tmp_path / "Drawings")
+    assert gallery(app) == {"right": 0, "digits": 0, "drawings": []}
+    digits = classify(net, IMAGES[:6]).argmax(axis=1).tolist()
+    labels: list[Any] = [*digits[:3], (digits[3] + 1) % 10, "not", None]
+    for image, label, kept in zip(IMAGES, labels, (1, 2, 3, 4, 5, 5), strict=False):
+        assert ask(app, "/drawings", drawing(image, label)).json()["kept"] == kept
+    shown = gallery(app)
+    assert (shown["right"], shown["digits"]) == (3, 4)
+    said = {each["pixels"]: (each["label"], each["digit"]) for each in shown["drawings"]}
+    expected = zip(IMAGES[:5], labels, digits, strict=False)
+    assert said == {
+        base64.b64encode(content(image)).decode(): (str(label), digit)
+        for image, label, digit in expected
+    }
+    assert len(Drawings(str(tmp_path), test_share=0).load("train")[0]) == 4  # not what is none
+    assert ask(app, "/drawings", drawing(IMAGES[4], None)).json()["kept"] == 4
+    assert not list(tmp_path.glob("Drawings/not/*"))
+
+
+def test_no_file_outside_is_shown_or_removed(net: nn.Module, tmp_path: Path) -> None:
+    app = make_app([Network(net)], tmp_path / "Drawings", "secret")
+    assert refused(ask(app, "/drawings")) == 401
+    token = {"Authorization": "Bearer secret"}
+    assert ask(app, "/drawings", drawing(IMAGES[0], 1), **token).json()["kept"] == 1
+    (kept,) = tmp_path.glob("Drawings/1/*.png")
+    outside = tmp_path / "outside" / kept.name
+    outside.parent.mkdir()
+    outside.write_bytes(content(IMAGES[1]))
+    (tmp_path / "Drawings/2").symlink_to(outside.parent)
+    (tmp_path / "Drawings/1" / ("a" * 16 + ".png")).symlink_to(outside)
+    assert len(gallery(app, **token)["drawings"]) == 1
+    for label in ("..", "../1", "../outside", "1/..", "/", "", "not/../1", "NOT", -1, 10, 1.5, []):
+        assert refused(ask(app, "/drawings", drawing(IMAGES[0], label), **token)) == 422
+    assert ask(app, "/drawings", drawing(IMAGES[0], None), **token).status_code == 200
+    assert outside.exists()
+    for path in ("/drawings/1", "/drawings/..%2f..%2fetc/passwd"):
+        assert refused(ask(app, path, **token)) == 404
+
+
+def test_networks_side_by_side(net: nn.Module, tmp_path: Path) -> None:
+    other = MLP([4])
+    app = make_app([Network(net, "one", "90%"), Network(other, "two")], tmp_path)
+    assert ask(app, "/health").json()["networks"] == [
+        {"name": "one", "about": "90%"},
+        {"name": "two", "about": ""},
+    ]
+    (alone,) = ask(app, "/predict", PNG, "image/png").json()["pictures"]
+    (both,) = ask(app, "/predict?networks=all", PNG, "image/png").json()["pictures"]
+    for digit, first, second in zip(
+        both["digits"], recognize(PNG, net), recognize(PNG, other), strict=True
+    ):
+        ((said),) = digit.pop("others")
+        np.testing.assert_allclose(digit["probabilities"], first.probabilities, atol=1e-6)
+        np.testing.assert_allclose(said["probabilities"], second.probabilities, atol=1e-6)
+        assert (said["digit"], said["certain"]) == (second.digit, second.certain)
+    assert both == alone
+    assert ask(app, body=IMAGE).json()["digits"] == [classify(net, IMAGES[:1]).argmax()]
+
+
+def test_marks_that_are_not_read_say_why(app: FastAPI) -> None:
+    page = PAGE.copy()
+    page[2:5, 100:103] = page[-40:, 120:124] = 0  # a dot, and a bar at the edge
+    (answer,) = ask(app, "/predict?ignored=true", content(page), "image/png").json()["pictures"]
+    reasons = {each["reason"]: each["box"] for each in answer["ignored"]}
+    assert set(reasons) <= {"too small", "touches the edge"}
+    (alone,) = ask(app, "/predict", PNG, "image/png").json()["pictures"]
+    assert "ignored" not in alone
+
+
+def test_what_the_network_saw(net: nn.Module, app: FastAPI) -> None:
+    body = {**json.loads(drawing(IMAGES[0], 0)), "digit": 3}
+    seen = ask(app, "/seen", json.dumps(body)).json()
+    assert [layer["shape"] for layer in seen["layers"]] == [[8], [10]]
+    shapes = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(picture)))).shape
+        for picture in (seen["saliency"], seen["layers"][1]["picture"])
+    ]
+    assert shapes == [(28, 28, 3), (1, 10)]
+    for change in ({"network": 1}, {"digit": 10}, {"pixels": "x"}):
+        assert refused(ask(app, "/seen", json.dumps(body | change))) == 422
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "own", "expected"),
+    [
+        ("127.0.0.1", None, "127.0.0.1", []),
+        ("0.0.0.0", "abc", "0.0.0.0", ["http://10.0.0.7:8000/?token=abc"]),
+        ("10.0.0.9", None, "10.0.0.9", ["http://10.0.0.9:8000/"]),
+    ],
+)
+def test_addresses_for_a_phone(
+    host: str,
+    token: str | None,
+    own: str,
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    class Listening(contextlib.nullcontext):
+        def __enter__(self) -> Any:
+            return self
+
+        def getsockname(self) -> tuple[str, int]:
+            return own, 8000
+
+    codes: list[str] = []
+    make = server.segno.make
+    monkeypatch.setattr(server, "listen", lambda *_: Listening())
+    monkeypatch.setattr(server, "own_addresses", lambda: ["10.0.0.7"])
+    monkeypatch.setattr(server.uvicorn.Server, "run", lambda *_, **__: None)
+    monkeypatch.setattr(
+        server.segno, "make", lambda page, **given: codes.append(page) or make(page, **given)
+    )
+    server.serve([Network(MLP([8]))], tmp_path, host, 8000, token)
+    printed = capsys.readouterr().out
+    assert codes == expected
+    assert all(page in printed for page in expected)
+    assert ("█" in printed) == bool(expected)
 
 
 def at_once(
@@ -532,7 +664,7 @@ def at_once(
 def test_labels_at_once(
     servers: int, net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    apps = [make_app(net, tmp_path / "Drawings") for _ in range(servers)]
+    apps = [make_app([Network(net)], tmp_path / "Drawings") for _ in range(servers)]
     answers = at_once([apps[0], apps[-1]], [(IMAGES[0], 3), (IMAGES[0], 5)], monkeypatch)
     assert [answer.json()["kept"] for answer in answers] == [1, 1]
     images, labels = Drawings(str(tmp_path), test_share=0).load("train")
@@ -545,7 +677,7 @@ def test_last_drawings_at_once(
     servers: int, net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_DRAWINGS", 2)
-    apps = [make_app(net, tmp_path / "Drawings") for _ in range(servers)]
+    apps = [make_app([Network(net)], tmp_path / "Drawings") for _ in range(servers)]
     answers = at_once(
         [apps[0], apps[-1], apps[0]], [(IMAGES[number], 7) for number in range(3)], monkeypatch
     )
@@ -557,11 +689,12 @@ def test_last_drawings_at_once(
 PROGRAM = """import signal, time
 from pathlib import Path; from torch import nn; from mnist_lightning import MLP
 from mnist_lightning.serve.server import serve
+from mnist_lightning.serve.app import Network
 class Slow(nn.Module):
     def __init__(self): super().__init__(); self.net, self.images = MLP([8]), 0
     def forward(self, images): time.sleep(0.01); self.images += len(images); return self.net(images)
 signal.signal(signal.SIGTERM, lambda *_: None); net = Slow()
-serve(net, Path("Drawings"), "127.0.0.1", 0, None); print(net.images)"""
+serve([Network(net)], Path("Drawings"), "127.0.0.1", 0, None); print(net.images)"""
 
 
 @pytest.mark.slow

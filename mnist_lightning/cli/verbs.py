@@ -56,6 +56,9 @@ class CommandLine(Callback):
         listen()
 
 
+MOST_SERVED = 3  # networks side by side
+
+
 def load(verb: str, words: Sequence[str]) -> tuple[Run, dict[str, Any], argparse.Namespace]:
     """Return the run that a verb is for, the Trainer's arguments, and the verb's own flags."""
     own, rest = parse(verb, words)
@@ -377,13 +380,18 @@ def _import(words: Sequence[str]) -> None:
 
 def _serve(words: Sequence[str]) -> None:
     own, _ = parse("serve", words)
-    from mnist_lightning.serve.server import serve  # here, since FastAPI is an extra
+    from mnist_lightning.serve.server import described, serve  # here, since FastAPI is an extra
 
     files = checkpoints(own.ckpt_path, own.log_dir, or_pretrained=True)
-    run = load_run(files if len(files) > 1 else files[0], log_dir=own.log_dir, tta=own.tta)
+    if len(files) > MOST_SERVED:
+        raise InputError(f"serve shows at most {MOST_SERVED} networks, got {len(files)}")
+    networks = []
+    for file in files:
+        run = load_run(file, log_dir=own.log_dir, tta=own.tta)
+        name = run.folder.name.removesuffix(".results")
+        networks.append(described(run, name, _device(own.device)))
     drawings = Path(own.drawings or f"{DEFAULT_DATA_DIR}/Drawings")
-    net = run.model.net.to(_device(own.device))
-    serve(net, drawings, own.host or "127.0.0.1", own.port, own.token)
+    serve(networks, drawings, own.host or "127.0.0.1", own.port, own.token)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ from mnist_lightning.data.base import DEFAULT_DATA_DIR, DigitDataModule, Split
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_atomic
 
+NO_DIGIT = "not"  # the folder of what is no digit, which the data set does not read
+LABELS = (*map(str, range(10)), NO_DIGIT)
+NAME = "[0-9a-f]" * 16 + ".png"  # of a kept drawing
 
-def keep(folder: Path, image: NDArray[np.uint8], label: int, most: int) -> int:
+
+def keep(folder: Path, image: NDArray[np.uint8], label: int | str | None, most: int) -> int:
     """Keep a drawing as ``<folder>/<label>/<hash of its pixels>.png``, and under no other label.
 
     Args:
         folder: The folder of all drawings.
         image: ``(28, 28)``, white on black.
-        label: The digit that it shows.
+        label: The digit that it shows, ``not`` if it is none, or None to remove the drawing.
         most: The largest number of drawings.
 
     Returns:
@@ -33,15 +38,45 @@ def keep(folder: Path, image: NDArray[np.uint8], label: int, most: int) -> int:
     name = f"{hashlib.sha256(image.tobytes()).hexdigest():.16}.png"
     png = io.BytesIO()
     Image.fromarray(image).save(png, "png")
-    (folder / str(label)).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # of two labels at once, each would remove the other
-        kept = {file.name for file in folder.glob("[0-9]/*.png")} | {name}
-        if len(kept) > most:
-            raise InputError(f"{folder} has {len(kept) - 1:,} drawings already: move some away")
-        write_atomic(folder / str(label) / name, png.getvalue())
-        for other in {*range(10)} - {label}:
-            (folder / str(other) / name).unlink(missing_ok=True)
+        kept = {file.name for label in LABELS for file in folder.glob(f"{label}/*.png")} - {name}
+        if label is not None:
+            kept.add(name)
+            if len(kept) > most:
+                raise InputError(f"{folder} has {len(kept) - 1:,} drawings already: move some away")
+            (folder / str(label)).mkdir(exist_ok=True)
+            write_atomic(folder / str(label) / name, png.getvalue())
+        for other in {*LABELS} - {str(label)}:
+            if not (folder / other).is_symlink():  # it may lead outside
+                (folder / other / name).unlink(missing_ok=True)
     return len(kept)
+
+
+def newest(folder: Path, most: int) -> tuple[NDArray[np.uint8], list[str]]:
+    """Return the drawings that were kept last, the newest first.
+
+    Args:
+        folder: The folder of all drawings. Links in it, which may lead elsewhere, are left out.
+        most: The largest number of drawings.
+
+    Returns:
+        Images ``(N, 28, 28)``, and the label of each: a digit, or ``not``.
+    """
+    found = []
+    for label in LABELS:
+        if (folder / label).is_symlink():
+            continue
+        for file in (folder / label).glob(NAME):
+            with suppress(OSError):  # another server may have moved it
+                if not file.is_symlink():
+                    found.append((file.stat().st_mtime_ns, file))
+    images, labels = [], []
+    for _, file in sorted(found, reverse=True)[:most]:
+        with suppress(InputError):
+            images.append(read_drawing(file))
+            labels.append(file.parent.name)
+    return np.array(images, np.uint8).reshape(-1, 28, 28), labels
 
 
 class Drawings(DigitDataModule):

@@ -82,7 +82,7 @@ def find_digits(picture: Pixels, single: bool = False) -> list[Found]:
     found = []
     for line, marks in enumerate(reading.lines, 1):
         for mark, number in zip(marks, _numbers(marks), strict=True):
-            box = _box(mark, transform, width, height)
+            box = box_of(mark, transform, width, height)
             share = float(mark.height / usual)
             place = box, line, number, share
             is_cut_bar = mark.is_piece and mark.probabilities.argmax() == 1
@@ -91,7 +91,7 @@ def find_digits(picture: Pixels, single: bool = False) -> list[Found]:
     return found
 
 
-def _box(mark: Mark, transform: Transform, width: int, height: int) -> Box:
+def box_of(mark: Mark, transform: Transform, width: int, height: int) -> Box:
     """Return the box around a mark in the picture's pixels."""
     left, top, right, bottom = mark.left, mark.top, mark.right, mark.bottom
     corners = [(left, top, 1), (left, bottom, 1), (right, top, 1), (right, bottom, 1)]

@@ -51,6 +51,7 @@ class Digit(NamedTuple):
     line: int  # of the page, from 1
     number: int  # within the line, from 1: the digits without a wide gap between them
     page: int = 1  # of the file, from 1
+    no_digit: float = 0.0  # the detector's probability that it is none: of a letter, a sign
 
     def __str__(self) -> str:
         """Return the digit, with a question mark if it is doubtful."""
@@ -224,7 +225,8 @@ def _digit(found: Found, probabilities: NDArray[np.float32], page: int) -> Digit
     is_digit = found.is_clear and bool(found.probabilities[NO_DIGIT] < DOUBTFUL)
     is_sized = LOWEST < found.size < HIGHEST
     certain = confidence >= CERTAIN and is_digit and second_opinion == digit and is_sized
-    place = found.box, found.pixels, certain, found.line, found.number, page
+    no_digit = float(found.probabilities[NO_DIGIT])
+    place = found.box, found.pixels, certain, found.line, found.number, page, no_digit
     return Digit(digit, confidence, probabilities, *place)
 
 

@@ -6,26 +6,42 @@ import json
 import os
 import time
 from base64 import b64decode
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from mnist_lightning import __version__
-from mnist_lightning.data.drawings import keep
+from mnist_lightning.data.drawings import NO_DIGIT, keep, newest
 from mnist_lightning.errors import InputError, needs
 from mnist_lightning.inference import classify
-from mnist_lightning.pictures.read import read_picture
+from mnist_lightning.pictures.ignored import find_ignored
+from mnist_lightning.pictures.read import Pixels, read_picture
 from mnist_lightning.pictures.recognize import Page, find_pages, images_of, readings
+from mnist_lightning.report.pages import png_base64
 from mnist_lightning.serve.batcher import Batcher
-from mnist_lightning.serve.schema import BODY, REFUSALS, Answers, Digit, Drawing, Picture
+from mnist_lightning.serve.schema import (
+    BODY,
+    REFUSALS,
+    Answer,
+    Answers,
+    Digit,
+    Drawing,
+    Drawings,
+    Kept,
+    KeptDrawing,
+    Look,
+    Mark,
+    Picture,
+    Seen,
+)
+from mnist_lightning.serve.seen import look
 
 with needs("serve"):
     from fastapi import FastAPI, HTTPException, Request
@@ -43,11 +59,13 @@ MAX_PIXELS = 16_000_000  # of a page
 MAX_PICTURES = 20  # of a request
 MAX_PAGES = 50  # of the pictures of a request
 MAX_DRAWINGS = 10_000  # kept
+MAX_SHOWN = 300  # drawings that were kept last
 READERS = min(8, os.cpu_count() or 1)  # threads that read pictures
 SECONDS_TO_SEND = 10  # for a request's body
 SECONDS_TO_ANSWER = 30
 SECONDS_TO_READ = 20  # after which a thread begins no further page
-PATHS = ("/", "/docs", "/openapi.json", "/health", "/metrics", "/predict", "/drawings")
+PATHS = ("/", "/docs", "/openapi.json", "/health", "/metrics", "/predict", "/drawings", "/seen")
+PRIVATE = ("/metrics", "/drawings")  # what asks for the token also with GET
 RETRY = {"Retry-After": "1"}  # seconds
 CSP = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -62,7 +80,7 @@ class Gate:
 
     Args:
         app: The application behind it.
-        token: What ``Authorization: Bearer`` must give for POST and /metrics; None for nothing.
+        token: What ``Authorization: Bearer`` must give for POST and ``PRIVATE``; None for nothing.
         registry: Where the measurements are kept.
     """
 
@@ -96,7 +114,7 @@ class Gate:
         app, headers = self.app, dict(scope["headers"])
         if is_post and headers.get(b"sec-fetch-site") == b"cross-site":
             app = refusal(403, "another website may not send requests")
-        elif (is_post or path == "/metrics") and not self.has_token(headers):
+        elif (is_post or path in PRIVATE) and not self.has_token(headers):
             app = refusal(401, "the token is missing or wrong: send Authorization: Bearer TOKEN")
         elif is_post and self.number >= MAX_REQUESTS:
             app = refusal(503, f"{MAX_REQUESTS} requests are in progress: try again later", RETRY)
@@ -199,15 +217,47 @@ def images_in(body: bytes) -> NDArray[np.float32]:
     return np.where(is_share, images, images / 255)
 
 
-def make_app(net: nn.Module, drawings: Path, token: str | None = None) -> FastAPI:
-    """Return the web application that answers with a network.
+def ignored_in(picture: bytes, found: Sequence[Page]) -> list[Mark]:
+    """Return the marks of a picture's first page that are part of no digit."""
+    pixels = read_picture(picture, MAX_PIXELS)
+    return [
+        Mark(box=list(mark.box), reason=mark.reason)
+        for mark in find_ignored(pixels, found[0].digits)
+    ]
+
+
+def image_of(pixels: str) -> Pixels:
+    """Return the image ``(28, 28)`` of a PNG in base64."""
+    try:
+        image = read_picture(b64decode(pixels, validate=True), 28 * 28)
+    except ValueError as error:
+        raise InputError(f"pixels must be a 28x28 PNG in base64: {error}") from error
+    if image.shape != (28, 28):
+        raise InputError(f"pixels must be 28x28 and grey, got {image.shape}")
+    return image
+
+
+class Network(NamedTuple):
+    """A network that is served."""
+
+    net: nn.Module  # from (B, 1, 28, 28) in [0, 1] to logits (B, 10), on any device
+    name: str = "network"
+    about: str = ""  # its accuracy and its data, in a few words
+
+
+def make_app(networks: Sequence[Network], drawings: Path, token: str | None = None) -> FastAPI:
+    """Return the web application that answers with one network, or with several side by side.
 
     Args:
-        net: From ``(B, 1, 28, 28)`` in [0, 1] to logits ``(B, 10)``, on any device.
+        networks: The first one answers; the others are asked for with ``networks=all``.
         drawings: The folder for the drawings that users keep.
         token: What a client must send as ``Authorization: Bearer``; None for nothing.
     """
-    registry, batcher = CollectorRegistry(), Batcher(partial(classify, net))
+
+    def classify_with_all(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.stack([classify(each.net, images) for each in networks], axis=1)
+
+    registry, batcher = CollectorRegistry(), Batcher(classify_with_all)
     readers = ThreadPoolExecutor(READERS)
 
     @asynccontextmanager
@@ -255,21 +305,35 @@ def make_app(net: nn.Module, drawings: Path, token: str | None = None) -> FastAP
         return HTMLResponse(pages["docs"], headers=PAGE_HEADERS)
 
     @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Say that the server runs."""
-        return {"status": "ok", "network": type(net).__name__, "version": __version__}
+    async def health() -> dict[str, str | list[dict[str, str]]]:
+        """Say that the server runs, and with which networks."""
+        return {
+            "status": "ok",
+            "network": type(networks[0].net).__name__,
+            "version": __version__,
+            "networks": [{"name": each.name, "about": each.about} for each in networks],
+        }
 
     @app.get("/metrics")
     async def metrics() -> Response:
         """Return measurements for Prometheus."""
         return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
 
+    @asynccontextmanager
+    async def in_time() -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(SECONDS_TO_ANSWER):
+                yield
+        except TimeoutError:
+            line = f"no answer within {SECONDS_TO_ANSWER} seconds"
+            raise HTTPException(503, line, RETRY) from None
+
     async def answer_numbers(body: bytes) -> Answers:
         if len(body) <= SHORT:  # another thread would take longer
             images = images_in(body)
         else:
             images = await asyncio.get_running_loop().run_in_executor(readers, images_in, body)
-        rows = await batcher(images)
+        rows = (await batcher(images))[:, 0]
         found.inc(len(rows))
         return Answers(
             digits=rows.argmax(axis=1).tolist(),
@@ -277,14 +341,27 @@ def make_app(net: nn.Module, drawings: Path, token: str | None = None) -> FastAP
             probabilities=rows.tolist(),
         )
 
-    async def answer_pictures(pictures: list[bytes], with_pixels: bool) -> Answers:
-        lists = await asyncio.get_running_loop().run_in_executor(readers, find, pictures)
+    async def answer_pictures(
+        pictures: list[bytes], with_pixels: bool, with_ignored: bool, with_all: bool
+    ) -> Answers:
+        loop = asyncio.get_running_loop()
+        lists = await loop.run_in_executor(readers, find, pictures)
         rows = await batcher(images_of(lists).astype(np.float32) / np.float32(255))
         found.inc(len(rows))
+        first, *others = [readings(lists, rows[:, number]) for number in range(len(networks))]
         answers = []
-        for reading in readings(lists, rows):
-            digits = [Digit.of(digit, with_pixels) for digit in reading]
-            answers.append(Picture(text=reading.text, digits=digits))
+        for number, reading in enumerate(first):
+            digits = [Digit.of(digit) for digit in reading]
+            for place, digit in enumerate(digits):
+                if with_pixels:
+                    digit.pixels = png_base64(reading[place].pixels)
+                if with_all:
+                    digit.others = [Answer.of(other[number][place]) for other in others]
+            answer = Picture(text=reading.text, digits=digits)
+            if with_ignored:
+                page = pictures[number], lists[number]
+                answer.ignored = await loop.run_in_executor(readers, ignored_in, *page)
+            answers.append(answer)
         return Answers(pictures=answers)
 
     @app.post(
@@ -293,32 +370,52 @@ def make_app(net: nn.Module, drawings: Path, token: str | None = None) -> FastAP
         openapi_extra={"requestBody": BODY},
         responses=REFUSALS,
     )
-    async def predict(request: Request, pixels: bool = False) -> Answers:
+    async def predict(
+        request: Request,
+        pixels: bool = False,
+        ignored: bool = False,
+        networks: Literal["first", "all"] = "first",
+    ) -> Answers:
         """Read the digits in pictures, or classify 28x28 images."""
         body = await request.body()
-        try:
-            async with asyncio.timeout(SECONDS_TO_ANSWER):
-                if kind_of(request) == "application/json":
-                    return await answer_numbers(body)
-                return await answer_pictures(await files_of(request, body), pixels)
-        except TimeoutError:
-            raise HTTPException(
-                503, f"no answer within {SECONDS_TO_ANSWER} seconds", RETRY
-            ) from None
+        async with in_time():
+            if kind_of(request) == "application/json":
+                return await answer_numbers(body)
+            pictures = await files_of(request, body)
+            return await answer_pictures(pictures, pixels, ignored, networks == "all")
 
     @app.post("/drawings", responses=REFUSALS)
-    def drawing(drawing: Drawing) -> dict[str, Any]:  # in a thread: it writes a file
-        """Keep a drawing with its label, in the server's folder of drawings."""
-        try:
-            image = read_picture(b64decode(drawing.pixels, validate=True), 28 * 28)
-        except ValueError as error:
-            raise HTTPException(422, f"pixels must be a 28x28 PNG in base64: {error}") from error
-        if image.shape != (28, 28):
-            raise HTTPException(422, f"pixels must be 28x28 and grey, got {image.shape}")
+    def drawing(drawing: Drawing) -> Kept:  # in a thread: it writes a file
+        """Keep a drawing with its label, give it another label, or remove it."""
+        image = image_of(drawing.pixels)
         try:
             kept = keep(drawings, image, drawing.label, MAX_DRAWINGS)
         except OSError as error:
             raise HTTPException(507, f"cannot keep it in {drawings}: {error.strerror}") from error
-        return {"kept": kept, "folder": str(drawings)}
+        return Kept(kept=kept, folder=str(drawings))
+
+    @app.get("/drawings", responses=REFUSALS)
+    async def kept_drawings() -> Drawings:
+        """Return the drawings that were kept last, at most 300, and how many are read rightly."""
+        loop = asyncio.get_running_loop()
+        async with in_time():
+            images, labels = await loop.run_in_executor(readers, newest, drawings, MAX_SHOWN)
+            rows = (await batcher(images.astype(np.float32) / np.float32(255)))[:, 0]
+        shown, right = [], 0
+        for image, label, digit in zip(images, labels, rows.argmax(axis=1).tolist(), strict=True):
+            right += label == str(digit)
+            shown.append(KeptDrawing(label=label, digit=digit, pixels=png_base64(image)))
+        digits = len(labels) - labels.count(NO_DIGIT)
+        return Drawings(right=right, digits=digits, drawings=shown)
+
+    @app.post("/seen", responses=REFUSALS)
+    async def seen(asked: Look) -> Seen:
+        """Show which parts of a 28x28 image speak for a digit, and what each layer gives."""
+        if asked.network >= len(networks):
+            raise InputError(f"network must be below {len(networks)}, got {asked.network}")
+        image, net = image_of(asked.pixels), networks[asked.network].net
+        loop = asyncio.get_running_loop()
+        async with in_time():
+            return await loop.run_in_executor(batcher.thread, look, net, image, asked.digit)
 
     return app

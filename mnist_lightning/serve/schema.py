@@ -1,10 +1,9 @@
 """What the server takes and answers: ``/openapi.json`` and ``/docs`` show it."""
 
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from mnist_lightning.errors import needs
 from mnist_lightning.pictures import recognize
-from mnist_lightning.report.pages import png_base64
 
 with needs("serve"):
     from pydantic import BaseModel, Field
@@ -37,26 +36,51 @@ BODY = {
 }
 
 
-class Digit(BaseModel):
-    """A digit that was found in a picture."""
+class Answer(BaseModel):
+    """What a network says of a digit."""
 
-    digit: int
-    confidence: float
-    certain: bool
-    probabilities: list[float]
-    box: list[int] = Field(description="left, top, right, bottom in the page's pixels")
-    line: int
-    number: int
-    page: int
-    pixels: str | None = Field(None, description="what the network saw, a 28x28 PNG in base64")
+    digit: int = Field(description="the likeliest, by the network and a detector of digits")
+    confidence: float = Field(description="the network's probability of that digit")
+    certain: bool = Field(description="whether network and detector are sure of it")
+    probabilities: list[float] = Field(description="the network's, of the digits 0 to 9")
 
     @classmethod
-    def of(cls, digit: recognize.Digit, with_pixels: bool) -> Self:
+    def of(cls, digit: recognize.Digit) -> Self:
+        """Return what a network says of a digit."""
+        values = digit._asdict()
+        values["probabilities"] = digit.probabilities.tolist()
+        return cls(**values)
+
+
+class Digit(Answer):
+    """A digit that was found in a picture."""
+
+    no_digit: float = Field(description="the detector's probability that it is no digit")
+    box: list[int] = Field(description="left, top, right, bottom in the page's pixels")
+    line: int = Field(description="of the page, from 1")
+    number: int = Field(description="within the line, from 1: digits without a wide gap")
+    page: int = Field(description="of the file, from 1")
+    pixels: str | None = Field(
+        default=None, description="with pixels=true: what the network saw, a 28x28 PNG in base64"
+    )
+    others: list[Answer] | None = Field(
+        default=None, description="with networks=all: what each further network says"
+    )
+
+    @classmethod
+    def of(cls, digit: recognize.Digit) -> Self:
         """Return what the server says of a digit."""
         values = digit._asdict()
         values["probabilities"] = digit.probabilities.tolist()
-        values["pixels"] = png_base64(digit.pixels) if with_pixels else None
+        del values["pixels"]
         return cls(**values)
+
+
+class Mark(BaseModel):
+    """A mark that was not read."""
+
+    box: list[int] = Field(description="left, top, right, bottom in the page's pixels")
+    reason: str = Field(description="why, in a few words")
 
 
 class Picture(BaseModel):
@@ -67,21 +91,78 @@ class Picture(BaseModel):
         "a question mark follows a doubtful digit"
     )
     digits: list[Digit]
+    ignored: list[Mark] | None = Field(
+        default=None,
+        description="with ignored=true: the first page's marks that are part of no digit",
+    )
 
 
 class Answers(BaseModel):
     """The answer to pictures, or to images as numbers."""
 
-    pictures: list[Picture] | None = None
-    digits: list[int] | None = None
-    confidences: list[float] | None = None
-    probabilities: list[list[float]] | None = None
+    pictures: list[Picture] | None = Field(default=None, description="to pictures: each of them")
+    digits: list[int] | None = Field(
+        default=None, description="to numbers: the digit of each image"
+    )
+    confidences: list[float] | None = Field(default=None, description="and its probability")
+    probabilities: list[list[float]] | None = Field(default=None, description="and those of 0 to 9")
+
+
+PIXELS = "a 28x28 PNG in base64, as /predict?pixels=true gives it"
 
 
 class Drawing(BaseModel):
     """A drawing to keep."""
 
-    label: int = Field(ge=0, le=9)
-    pixels: str = Field(
-        max_length=10_000, description="a 28x28 PNG in base64, as /predict?pixels=true gives it"
+    label: Annotated[int, Field(ge=0, le=9)] | Literal["not"] | None = Field(
+        description="the digit, 'not' if it is none, or null to remove the drawing"
     )
+    pixels: str = Field(max_length=10_000, description=PIXELS)
+
+
+class Kept(BaseModel):
+    """The number of drawings that are kept, and where."""
+
+    kept: int
+    folder: str
+
+
+class KeptDrawing(BaseModel):
+    """A drawing that is kept."""
+
+    label: int | str = Field(description="the digit that somebody said, or 'not'")
+    digit: int = Field(description="what the first network says")
+    pixels: str = Field(description="a 28x28 PNG in base64")
+
+
+class Drawings(BaseModel):
+    """The drawings that were kept last, the newest first."""
+
+    right: int = Field(description="how many digits the first network reads as their label says")
+    digits: int = Field(description="how many have a digit as label")
+    drawings: list[KeptDrawing]
+
+
+class Look(BaseModel):
+    """What to look at."""
+
+    pixels: str = Field(max_length=10_000, description=PIXELS)
+    digit: int = Field(ge=0, le=9, description="the digit that the saliency is of")
+    network: int = Field(0, ge=0, description="the number of the network, from 0")
+
+
+class Layer(BaseModel):
+    """What a layer gives."""
+
+    name: str
+    shape: list[int] = Field(description="channels, height and width, or units")
+    picture: str = Field(description="a PNG in base64: bright is high")
+
+
+class Seen(BaseModel):
+    """What a network saw in an image."""
+
+    saliency: str = Field(
+        description="a PNG in base64: orange speaks for the digit, blue against it"
+    )
+    layers: list[Layer]

@@ -3,16 +3,22 @@
 import gc
 import re
 import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from safetensors import safe_open
 
 from mnist_lightning.errors import InputError, needs
-from mnist_lightning.serve.app import make_app
+from mnist_lightning.files import read_json
+from mnist_lightning.serve.app import Network, make_app
+from mnist_lightning.training.run import Run
 
 with needs("serve"):
+    import segno
     import uvicorn
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -84,11 +90,54 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def serve(net: nn.Module, drawings: Path, host: str, port: int, token: str | None) -> None:
-    """Serve a network until SIGINT or SIGTERM; the requests in progress are answered first.
+def described(run: Run, name: str, device: str) -> Network:
+    """Return a run's network with what the page says of it.
 
     Args:
-        net: From ``(B, 1, 28, 28)`` in [0, 1] to logits ``(B, 10)``.
+        run: The run, or an exported file.
+        name: What the user calls it.
+        device: Torch's device.
+    """
+    record = run.record
+    report = read_json(run.folder / "report" / "metrics.json")
+    about = ""
+    if "accuracy" in report:
+        about = f"{report['accuracy']:.2%} right on {report['num_examples']:,} test images"
+        about += f" of {report['dataset']}"
+    elif record.get("best_val_acc") is not None:
+        about = (
+            f"{record['best_val_acc']:.2%} right on the validation images of {record['dataset']}"
+        )
+    elif run.checkpoint and run.checkpoint.suffix == ".safetensors":
+        with suppress(KeyError, ValueError), safe_open(run.checkpoint, "pt") as file:
+            texts = file.metadata()
+            about = f"{float(texts['accuracy']):.2%} right on {texts['accuracy_on']}"
+    net = run.model.net.to(device)
+    kind = type(net).__name__
+    return Network(net, name if name == kind else f"{name} ({kind})", about)
+
+
+def own_addresses() -> list[str]:
+    """Return the addresses of this machine that others in its network may reach, the usual first.
+
+    It sends nothing.
+    """
+    found = []
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        asked.connect(("192.0.2.1", 9))  # where a packet would leave: an address of nobody
+        found.append(asked.getsockname()[0])
+    with suppress(OSError):
+        found += socket.gethostbyname_ex(socket.gethostname())[2]
+    return [each for each in dict.fromkeys(found) if not ip_address(each).is_loopback]
+
+
+def serve(
+    networks: Sequence[Network], drawings: Path, host: str, port: int, token: str | None
+) -> None:
+    """Serve networks until SIGINT or SIGTERM; the requests in progress are answered first.
+
+    Args:
+        networks: The first one answers; the page shows the others beside it.
         drawings: The folder for the drawings that users keep.
         host: The address to listen on; 127.0.0.1 is reached from this machine only.
         port: The port; 0 takes a free one.
@@ -102,13 +151,19 @@ def serve(net: nn.Module, drawings: Path, host: str, port: int, token: str | Non
     with listen(host, port) as opened:
         own_address, own_port = opened.getsockname()[:2]
         is_local, is_ipv6 = ip_address(own_address).is_loopback, ":" in host
-        address = f"http://{f'[{host}]' if is_ipv6 else host}:{own_port}"
-        page = f"{address}/?token={token}" if token else f"{address}/"
-        print(f"Draw a digit: {page}   API: {address}/docs", flush=True)
+        is_everywhere = ip_address(own_address).is_unspecified
+        here = "localhost" if is_everywhere else f"[{host}]" if is_ipv6 else host
+        address, asked = f"http://{here}:{own_port}", f"?token={token}" if token else ""
+        print(f"Draw a digit: {address}/{asked}   API: {address}/docs", flush=True)
+        hosts = own_addresses() if is_everywhere else [] if is_local else [here]
+        pages = [f"http://{each}:{own_port}/{asked}" for each in hosts]
+        for page in pages[:1]:
+            print(f"On a phone in the same network: {'   or '.join(pages)}", flush=True)
+            segno.make(page, micro=False).terminal(sys.stdout, compact=True)
         if not is_local and not token:
             reach = f"Anyone who reaches {host} can send pictures and keep drawings"
             print(f"{reach}; --token asks for a password.", flush=True)
-        app = make_app(net, drawings, token)
+        app = make_app(networks, drawings, token)
         if is_local and not is_ipv6:  # a website whose name means 127.0.0.1 is refused
             app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1"])
         config = uvicorn.Config(
