@@ -46,11 +46,14 @@ def printable(text: str) -> str:
 def closest(word: str, names: Iterable[str], prefix: str = "", rest: str = "") -> str:
     """Return how to go on after an unknown word: with the name that it may mean, if one is near.
 
-    >>> closest("epoch", ["epochs", "lr"], "--")
+    Upper and lower case are the same.
+
+    >>> closest("Epoch", ["epochs", "lr"], "--")
     '; did you mean --epochs?'
     """
-    found = get_close_matches(word, names, n=1)
-    return f"; did you mean {prefix}{found[0]}{rest}?" if found else "; see --help"
+    lower = {name.lower(): name for name in names}
+    found = get_close_matches(word.lower(), lower, n=1)
+    return f"; did you mean {prefix}{lower[found[0]]}{rest}?" if found else "; see --help"
 
 
 # Replacements for jsonargparse's wording, in each line.
@@ -64,6 +67,7 @@ _REWORDINGS = (
     (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
     (r"typing\.Literal", "one of "),
     (r"Expected an? ", "expected "),
+    (r"expected Sequence, got ([\w., ]+)$", r"expected a list, such as [\1], got \1"),
 )
 # Lines to drop: about jsonargparse's internals, and about types that the user did not mean.
 _NOISE = re.compile(

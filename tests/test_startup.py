@@ -17,7 +17,7 @@ LAYERS = [  # each imports only from its own layer and those after it
     {"classifier"},
     {"data", "networks"},
     {"inference", "checkpoints"},
-    {"schedules", "settings", "files", "errors"},
+    {"schedules", "settings", "files", "errors", "terminal"},
 ]
 SOME_VERBS = {"cv2", "polars", "sklearn", "jinja2", "tensorboard", "mnist_lightning.report.figures"}
 LIFTED = """

@@ -8,7 +8,7 @@ import platform
 import re
 import textwrap
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +18,9 @@ from mnist_lightning import __version__
 from mnist_lightning.errors import PROGRAM, InputError, closest
 
 TABLE: dict[str, Any] = tomllib.loads(Path(__file__).with_name("flags.toml").read_text("utf-8"))
+# What is meant, and the words that people try for it.
+SYNONYMS: dict[str, list[str]] = TABLE.pop("synonyms")
 VERBS: dict[str, str] = {verb: entry["about"] for verb, entry in TABLE.items()}
-SYNONYMS = {"train": "fit", "evaluate": "test", "learning_rate": "lr", "resume": "ckpt_path"}
 # Names that torch and torchvision use too, so that Lightning's parser would find them ambiguous.
 PATHS = {
     "MLP": "mnist_lightning.MLP",
@@ -71,6 +72,8 @@ def answer(words: Sequence[str]) -> str | None:
     Raises:
         InputError: If a verb or a flag does not exist, as far as the table says.
     """
+    if words[:1] == ["help"] and words[1:]:
+        words = [words[1], "--help"]
     verb = words[0] if words else "--help"
     if verb in ("-h", "--help", "--help-all", "help"):
         return overview()
@@ -80,7 +83,7 @@ def answer(words: Sequence[str]) -> str | None:
             f"mnist_lightning {__version__} (Python {python}, torch {torch}, lightning {lightning})"
         )
     if verb not in VERBS:
-        hint = closest(SYNONYMS.get(verb, verb), VERBS)
+        hint = closest(meant_by(verb, VERBS) or verb, VERBS)
         raise InputError(f"the first argument must be one of {', '.join(VERBS)}, got {verb}{hint}")
     sections = sections_of(verb)
     if {"-h", "--help"} & set(words) or ("sections" not in TABLE[verb] and "--help-all" in words):
@@ -88,12 +91,39 @@ def answer(words: Sequence[str]) -> str | None:
     rows = flags_of(verb)
     earlier = [row["was"] for row in rows.values() if "was" in row]
     names = [*rows, *sections, *earlier, "help-all", "default_root_dir"]
-    for word in words:
-        found = re.match(r"--(\w[^.=+]*)([^=+]*)", word)
-        if found and found[1] not in names:
-            hint = closest(SYNONYMS.get(found[1], found[1]), names, "--", found[2])
-            raise InputError(f"unknown argument {found[0]}{hint}")
+    for word, following in pairwise([*words, ""]):
+        found = re.match(r"--(\w[^.=+]*)([^=+]*)=?(.*)", word)
+        if found is None:
+            continue
+        name, rest, value = found.groups()
+        meant = meant_by(name, names)
+        # A section, such as --model, takes a file of settings; --model CNN means another flag.
+        is_section = name in sections and not rest and not Path(value or following).is_file()
+        if name in names and not (meant and is_section):
+            continue
+        hint = closest(name, names, "--", rest)
+        if meant:
+            hint = f"; did you mean --{meant}{rest}?"
+        raise InputError(f"unknown argument --{name}{rest}{hint}")
     return None
+
+
+def meant_by(word: str, names: Collection[str]) -> str | None:
+    """Return what a word that people try is called here; None if no name is known for it."""
+    for meant, tried in SYNONYMS.items():
+        if word.lower() in tried and re.split(r"[. +]", meant)[0] in names:
+            return meant
+    return None
+
+
+def with_underscores(words: Sequence[str]) -> list[str]:
+    """Return the words with underscores in the names of flags, where some programs have dashes.
+
+    >>> with_underscores(["fit", "--batch-size=32", "--help-all", "--data-dir", "my-data"])
+    ['fit', '--batch_size=32', '--help-all', '--data_dir', 'my-data']
+    """
+    flag = re.compile(r"--(?!help-all)\w[^=]*")
+    return [flag.sub(lambda it: "--" + it[0][2:].replace("-", "_"), word, 1) for word in words]
 
 
 def sections_of(verb: str) -> list[str]:

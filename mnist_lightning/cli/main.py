@@ -9,8 +9,9 @@ import traceback
 from collections.abc import Sequence
 
 from mnist_lightning.cli import signals
-from mnist_lightning.cli.flags import answer, expand, help_of
+from mnist_lightning.cli.flags import answer, expand, help_of, with_underscores
 from mnist_lightning.errors import PROGRAM, InputError, condense, printable
+from mnist_lightning.terminal import waiting
 
 DEBUG_SWITCH = "MNIST_LIGHTNING_DEBUG"
 QUICK = ("runs", "compare")  # verbs without torch
@@ -36,14 +37,15 @@ def can_be_fixed(error: BaseException) -> bool:
 
 def answer_or_run(args: Sequence[str]) -> int:
     """Print a quick answer or run a verb, and return the exit code."""
+    args = with_underscores(args)
     text = answer(args)
     if text is None:
         verb, words = args[0], expand(args[0], args[1:])
         if verb not in QUICK:
             if "--help" in words:  # asked for as --help-all
                 print(help_of(verb), end="\n\n")
-            from mnist_lightning.cli.verbs import run  # here, since torch takes seconds to import
-
+            with waiting("loading torch ..."):
+                from mnist_lightning.cli.verbs import run  # here, since this takes seconds
             return run(verb, words)
         from mnist_lightning.cli import quick  # here, since the help does not need it
 
