@@ -2,7 +2,6 @@
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ from mnist_lightning.errors import InputError
 from mnist_lightning.inference import classify
 from mnist_lightning.networks import TestTimeAugmentation
 from mnist_lightning.report.results import Metrics
+from mnist_lightning.terminal import waiting
 from mnist_lightning.training.loggers import read_history, tensorboards
+from mnist_lightning.training.progress import Bar
 
 
 def gather(parts: list[Tensor], world_size: int) -> NDArray[Any]:
@@ -114,22 +115,33 @@ class ReportWriter(Callback):
             changed = None
             if self.robustness:
                 # Here, since OpenCV takes a while to import.
-                from mnist_lightning.report.robustness import robustness
+                from mnist_lightning.report.robustness import CALLS, robustness
+
+                bar = trainer.progress_bar_callback
+                if isinstance(bar, Bar):
+                    bar.open("Changed images", CALLS)
+
+                def answers(images: Any) -> Any:
+                    probabilities = classify(net, images)
+                    if isinstance(bar, Bar):
+                        bar.bar.update()
+                    return probabilities
 
                 with trainer.precision_plugin.forward_context():
-                    changed = robustness(partial(classify, net), images, labels)
+                    changed = robustness(answers, images, labels)
             views = f" · {net.views} random views" if isinstance(net, TestTimeAugmentation) else ""
-            self.metrics, pngs = write_report(
-                self.folder,
-                title=f"{type(data).__name__} · {self.run.resolve().name}{views}",
-                dataset=type(data).__name__,
-                test=(images, labels, probabilities),
-                loss=trainer.callback_metrics["test/loss"].item(),
-                history=read_history(self.run / "metrics.csv"),
-                record=self.record,
-                robustness=changed,
-                names=data.class_names,
-            )
+            with waiting("drawing the report ..."):
+                self.metrics, pngs = write_report(
+                    self.folder,
+                    title=f"{type(data).__name__} · {self.run.resolve().name}{views}",
+                    dataset=type(data).__name__,
+                    test=(images, labels, probabilities),
+                    loss=trainer.callback_metrics["test/loss"].item(),
+                    history=read_history(self.run / "metrics.csv"),
+                    record=self.record,
+                    robustness=changed,
+                    names=data.class_names,
+                )
             for logger in tensorboards(trainer):
                 logger.show("test", pngs)
         self.metrics = Metrics(trainer.strategy.broadcast(self.metrics), self.folder / "index.html")

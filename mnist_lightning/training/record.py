@@ -227,7 +227,7 @@ class RunRecord(Callback):
                 f"{record['dataset']}: {len(data.train_set or ()):,} training and "
                 f"{len(data.val_set or ()):,} validation images. "
                 f"{record['network']}: {record['num_parameters']:,} parameters on "
-                f"{record['device']}. Run folder: {self.folder}"
+                f"{record['device']}.\nRun folder: {self.folder}"
             )
             if (number := trainer.world_size) > 1:
                 print(
