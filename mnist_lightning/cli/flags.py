@@ -90,12 +90,13 @@ def answer(words: Sequence[str]) -> str | None:
         return help_of(verb)
     rows = flags_of(verb)
     earlier = [row["was"] for row in rows.values() if "was" in row]
-    names = [*rows, *sections, *earlier, "help-all", "default_root_dir"]
+    names = [*rows, *sections, *earlier, "help_all", "default_root_dir"]
     for word, following in pairwise([*words, ""]):
         found = re.match(r"--(\w[^.=+]*)([^=+]*)=?(.*)", word)
         if found is None:
             continue
         name, rest, value = found.groups()
+        name = name.replace("-", "_")
         meant = meant_by(name, names)
         # A section, such as --model, takes a file of settings; --model CNN means another flag.
         is_section = name in sections and not rest and not Path(value or following).is_file()
@@ -116,16 +117,6 @@ def meant_by(word: str, names: Collection[str]) -> str | None:
     return None
 
 
-def with_underscores(words: Sequence[str]) -> list[str]:
-    """Return the words with underscores in the names of flags, where some programs have dashes.
-
-    >>> with_underscores(["fit", "--batch-size=32", "--help-all", "--data-dir", "my-data"])
-    ['fit', '--batch_size=32', '--help-all', '--data_dir', 'my-data']
-    """
-    flag = re.compile(r"--(?!help-all)\w[^=]*")
-    return [flag.sub(lambda it: "--" + it[0][2:].replace("-", "_"), word, 1) for word in words]
-
-
 def sections_of(verb: str) -> list[str]:
     """Return the sections of Lightning's parser that a verb takes, such as ``trainer``."""
     entry = TABLE[verb]
@@ -138,17 +129,20 @@ def expand(verb: str, words: Sequence[str]) -> list[str]:
 
     The help of a network or a data set is the one of the class given, or of the default.
 
-    >>> expand("fit", ["--epochs=5", "--net", "MLP", "--lr", "1"])
-    ['--trainer.max_epochs=5', '--model.net', 'mnist_lightning.MLP', '--model.optimizer.lr', '1']
+    >>> expand("fit", ["--batch-size=5", "--net", "MLP", "--lr", "1"])
+    ['--data.batch_size=5', '--model.net', 'mnist_lightning.MLP', '--model.optimizer.lr', '1']
     >>> expand("fit", ["--net", "CNN", "--net.help"])
     ['--model.net.help', 'CNN']
     """
-    long = {"help-all": "help"}
+    long = {"help_all": "help"}
     for name, row in flags_of(verb).items():
         long[name] = long[row.get("was", name)] = row.get("long", name)
-    words = [
-        re.sub(r"^--([\w-]+)", lambda it: f"--{long.get(it[1], it[1])}", word) for word in words
-    ]
+
+    def longer(found: re.Match[str]) -> str:
+        name = found[1].replace("-", "_")  # some programs have dashes there
+        return f"--{long.get(name, name)}"
+
+    words = [re.sub(r"^--([\w-]+)", longer, word) for word in words]
     after = dict(pairwise([*words, "-"]))
     for flag, default in DEFAULT_CLASSES.items():
         if (asked := f"--{flag}.help") in words:

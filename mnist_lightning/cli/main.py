@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from mnist_lightning.cli import signals
-from mnist_lightning.cli.flags import answer, expand, help_of, with_underscores
+from mnist_lightning.cli.flags import answer, expand, help_of
 from mnist_lightning.errors import PROGRAM, InputError, condense, printable
 from mnist_lightning.terminal import waiting
 
@@ -37,7 +37,6 @@ def can_be_fixed(error: BaseException) -> bool:
 
 def answer_or_run(args: Sequence[str]) -> int:
     """Print a quick answer or run a verb, and return the exit code."""
-    args = with_underscores(args)
     text = answer(args)
     if text is None:
         verb, words = args[0], expand(args[0], args[1:])

@@ -84,17 +84,11 @@ class Bar(ProgressBar):
 class EvaluationBar(Bar):
     """A bar of a validation, a test or a prediction by itself."""
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin."""
-        self.open("Validation", sum(trainer.num_val_batches))
-
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin."""
-        self.open("Test", sum(trainer.num_test_batches))
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin."""
-        self.open("Prediction", sum(trainer.num_predict_batches))
+        """Begin, with the number of batches of all the data."""
+        stage: Any = trainer.state.stage
+        batches = getattr(trainer, f"num_{stage.dataloader_prefix}_batches")
+        self.open(stage.value.capitalize(), sum(batches))
 
     def on_test_batch_end(self, *args: Any) -> None:
         """Draw the bar if it is due."""
@@ -104,6 +98,7 @@ class EvaluationBar(Bar):
         """Remove the bar."""
         self.bar.close()
 
+    on_validation_start = on_predict_start = on_test_start
     on_validation_batch_end = on_predict_batch_end = on_test_batch_end
     on_validation_end = on_predict_end = on_test_end
 
