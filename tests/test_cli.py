@@ -80,11 +80,11 @@ def test_whole_way(folder: Path, capsys: Capture) -> None:
         "Run folder: lightning_logs/version_0",
         "",
     ]
-    assert lines[3:10] == [*record["layers"], ""]
-    assert lines[8] == f"total{12730:>30,}  0.05 MB, 12,730 trained, 0 frozen"
-    assert [line.split("  ")[0] for line in lines[10:12]] == ["Epoch 1/2", "Epoch 2/2"]
-    assert lines[13].startswith(f"Best validation accuracy  {record['best_val_acc']:.2%}")
-    assert lines[15:17] == ["Epochs                    2", "Updates                   72"]
+    assert lines[3:11] == [*record["layers"], ""]
+    assert lines[9] == f"total{12730:>32,}  0.05 MB, 12,730 trained, 0 frozen"
+    assert [line.split("  ")[0] for line in lines[11:13]] == ["Epoch 1/2", "Epoch 2/2"]
+    assert lines[14].startswith(f"Best validation accuracy  {record['best_val_acc']:.2%}")
+    assert lines[16:18] == ["Epochs                    2", "Updates                   72"]
     assert lines[-1] == "Next: python -m mnist_lightning test"
 
     out = run(capsys, "test")
@@ -719,19 +719,25 @@ def test_words_that_people_try_name_flags_that_exist(capsys: Capture) -> None:
         "trainer.max_time": "00:00:01:00",
         "model.optimizer": "SGD",
     }
-    values |= {"model.lr_scheduler": "Cosine", "net.width": "3", "net.activation": "GELU"}
+    values |= {
+        "data.train_size": "9",
+        "trainer.max_steps": "9",
+        "data.augmentation": "Augmentation",
+        "model.lr_scheduler": "Cosine",
+        "net.width": "3",
+        "net.activation": "GELU",
+    }
     rows = {name for verb in TABLE for name in flags_of(verb)}
     tried = [word for words in SYNONYMS.values() for word in words if word != "augmentation"]
     assert set(tried) & (rows | set(TABLE)) == set()
     for meant in SYNONYMS:
-        if meant in TABLE or meant in rows:
-            continue
-        flag, _, value = re.sub(r"\+=", " ", meant).partition(" ")
-        assert flag.partition(".")[0] in rows | {"model", "trainer"}
+        flag, *given = meant.split(" ")
+        assert flag.partition(".")[0] in {*TABLE, *rows, "model", "trainer"}
         if "." in flag:
-            net = ["--net", "CNN"] if flag == "net.width" else []
-            optimizer = ["--model.optimizer", "SGD"] if "optimizer." in flag else []
-            settings(capsys, *net, *optimizer, f"--{flag}", value or values.get(flag, "0.5"))
+            beside = {"net.width": "--net CNN", "model.optimizer.momentum": "--model.optimizer SGD"}
+            before = beside.get(flag, "").split()
+            value = given if given else [values.get(flag, "0.5")]
+            settings(capsys, *before, f"--{flag}", *value)
 
 
 def test_help_of_a_verb_by_the_word_help(capsys: Capture) -> None:

@@ -72,7 +72,7 @@ def answer(words: Sequence[str]) -> str | None:
     Raises:
         InputError: If a verb or a flag does not exist, as far as the table says.
     """
-    if words[:1] == ["help"] and words[1:]:
+    if len(words) > 1 and words[0] == "help":
         words = [words[1], "--help"]
     verb = words[0] if words else "--help"
     if verb in ("-h", "--help", "--help-all", "help"):

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.errors import InputError
@@ -117,17 +118,17 @@ class ReportWriter(Callback):
                 # Here, since OpenCV takes a while to import.
                 from mnist_lightning.report.robustness import CALLS, robustness
 
-                bar = trainer.progress_bar_callback
-                if isinstance(bar, Bar):
-                    bar.open("Changed images", CALLS)
+                shown = trainer.progress_bar_callback
+                bar = tqdm(disable=True)
+                if isinstance(shown, Bar):
+                    bar = shown.open("Changed images", CALLS)
 
                 def answers(images: Any) -> Any:
                     probabilities = classify(net, images)
-                    if isinstance(bar, Bar):
-                        bar.bar.update()
+                    bar.update()
                     return probabilities
 
-                with trainer.precision_plugin.forward_context():
+                with bar, trainer.precision_plugin.forward_context():
                     changed = robustness(answers, images, labels)
             views = f" · {net.views} random views" if isinstance(net, TestTimeAugmentation) else ""
             with waiting("drawing the report ..."):

@@ -54,8 +54,8 @@ class Bar(ProgressBar):
         """Print again."""
         self.enabled = True
 
-    def open(self, name: str, total: float) -> None:
-        """Begin a bar of so many steps; infinity if their number is not known."""
+    def open(self, name: str, total: float) -> Any:
+        """Begin a bar of so many steps, infinity if their number is not known, and return it."""
         self.bar.close()
         self.bar = tqdm(
             desc=name,
@@ -66,6 +66,7 @@ class Bar(ProgressBar):
             leave=False,
             disable=not (self.enabled and self.screen),
         )
+        return self.bar
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
