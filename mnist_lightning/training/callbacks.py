@@ -18,6 +18,7 @@ from mnist_lightning.errors import InputError
 from mnist_lightning.inference import classify
 from mnist_lightning.networks import TestTimeAugmentation
 from mnist_lightning.report.results import Metrics
+from mnist_lightning.report.text import counted
 from mnist_lightning.terminal import waiting
 from mnist_lightning.training.loggers import read_history, tensorboards
 from mnist_lightning.training.progress import Bar
@@ -130,7 +131,9 @@ class ReportWriter(Callback):
 
                 with bar, trainer.precision_plugin.forward_context():
                     changed = robustness(answers, images, labels)
-            views = f" · {net.views} random views" if isinstance(net, TestTimeAugmentation) else ""
+            views = ""
+            if isinstance(net, TestTimeAugmentation):
+                views = f" · {counted(net.views, 'random view')}"
             with waiting("drawing the report ..."):
                 self.metrics, pngs = write_report(
                     self.folder,

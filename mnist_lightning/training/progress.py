@@ -21,7 +21,8 @@ class NotebookLine:
     def __init__(self) -> None:
         from IPython.display import display  # here, since only notebooks have it
 
-        self.shown = display({"text/plain": ""}, raw=True, display_id=True)
+        empty = {"text/plain": ""}
+        self.shown = display(empty, raw=True, display_id=True)  # type: ignore[no-untyped-call]
 
     def write(self, line: str) -> None:
         """Show a line instead of the one before."""
@@ -91,11 +92,11 @@ class EvaluationBar(Bar):
         batches = getattr(trainer, f"num_{stage.dataloader_prefix}_batches")
         self.open(stage.value.capitalize(), sum(batches))
 
-    def on_test_batch_end(self, *args: Any) -> None:
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Draw the bar if it is due."""
         self.bar.update()
 
-    def on_test_end(self, *args: Any) -> None:
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remove the bar."""
         self.bar.close()
 
