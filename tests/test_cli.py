@@ -75,16 +75,17 @@ def test_whole_way(folder: Path, capsys: Capture) -> None:
     """fit, test, validate, predict, resume: what each prints, and the files it leaves."""
     lines = run(capsys, *FIT, "--trainer.max_epochs", "2").splitlines()
     record = json.loads((folder / "lightning_logs/version_0/run.json").read_text())
-    assert lines[:3] == [
-        "UCIDigits: 1,150 training and 287 validation images. MLP: 12,730 parameters on cpu.",
+    assert lines[:4] == [
+        "UCIDigits: 1,150 training and 287 validation images",
+        "MLP: 12,730 parameters on cpu",
         "Run folder: lightning_logs/version_0",
         "",
     ]
-    assert lines[3:11] == [*record["layers"], ""]
-    assert lines[9] == f"total{12730:>32,}  0.05 MB, 12,730 trained, 0 frozen"
-    assert [line.split("  ")[0] for line in lines[11:13]] == ["Epoch 1/2", "Epoch 2/2"]
-    assert lines[14].startswith(f"Best validation accuracy  {record['best_val_acc']:.2%}")
-    assert lines[16:18] == ["Epochs                    2", "Updates                   72"]
+    assert lines[4:12] == [*record["layers"], ""]
+    assert lines[10] == f"total{12730:>32,}  0.05 MB, 12,730 trained, 0 frozen"
+    assert [line.split("  ")[0] for line in lines[12:14]] == ["Epoch 1/2", "Epoch 2/2"]
+    assert lines[15].startswith(f"Best validation accuracy  {record['best_val_acc']:.2%}")
+    assert lines[17:19] == ["Epochs                    2", "Updates                   72"]
     assert lines[-1] == "Next: python -m mnist_lightning test"
 
     out = run(capsys, "test")
