@@ -21,6 +21,7 @@ from peers.cnn_torch import kornia_augmentation, torchvision_augmentation
 from torch import Tensor
 
 from mnist_lightning.data.augmentation import Augmentation
+from mnist_lightning.report.text import counted
 
 Augment = Callable[[Tensor], Tensor]
 OURS = "`Augmentation`, 2,048 images at once"
@@ -85,7 +86,7 @@ def main() -> None:
     about = measure.machine()
     print(
         f"\n{measure.table(header, rows)}\n\n{about['cpu']}, {about['versions']}, "
-        f"{args.rounds} rounds in turn, medians"
+        f"{counted(args.rounds, 'round')} in turn, medians"
     )
 
 

@@ -26,6 +26,8 @@ from typing import NamedTuple
 
 import measure
 
+from mnist_lightning.report.text import counted
+
 ROOT = Path(__file__).resolve().parent.parent
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}  # and how Lightning calls them
 
@@ -189,7 +191,7 @@ def main() -> None:
     about = measure.machine()
     print(
         f"\nSeconds per epoch of 48,000 images, measured with {args.images:,}: "
-        f"medians over {args.rounds} rounds,"
+        f"medians over {counted(args.rounds, 'round')},"
     )
     print(f"{args.threads} threads, {about['cpu']}, {about['versions']}")
 

@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import measure
 
+from mnist_lightning.report.text import counted
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -290,9 +292,8 @@ def main() -> None:
     print(f"\n{comparison(rows, summary)}")
     if args.plot is not None:
         where = f"{about['cpu']}, {about['cores']} cores, torch {about['versions']['torch']}"
-        caption = (
-            f"{args.epochs or 10} epochs, fast.yaml its own; {args.rounds} rounds in turn; {where}"
-        )
+        epochs, rounds = counted(args.epochs or 10, "epoch"), counted(args.rounds, "round")
+        caption = f"{epochs}, fast.yaml its own; {rounds} in turn; {where}"
         bars(rows, summary, caption).savefig(args.plot, dpi=120)
 
 

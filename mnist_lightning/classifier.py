@@ -179,6 +179,17 @@ class DigitClassifier(L.LightningModule):
         self.train_loss.update(torch.stack(losses), weight=sizes)
         self.train_acc.update(torch.cat(logits), torch.cat(labels))
 
+    def recent_metrics(self) -> tuple[float, float] | None:
+        """Return the mean loss and the accuracy of the latest updates, for a progress bar.
+
+        These are up to 99; None for fewer than ten, which would say little.
+        """
+        if len(self._unmeasured) < 10:
+            return None
+        losses, logits, labels = zip(*self._unmeasured, strict=True)
+        right = torch.cat(logits).argmax(dim=1) == torch.cat(labels)
+        return torch.stack(losses).mean().item(), right.float().mean().item()
+
     def _log_epoch(self, stage: Stage) -> None:
         metrics = {f"{stage}/{name}": getattr(self, f"{stage}_{name}") for name in ("loss", "acc")}
         # A progress bar would show the training metrics of the epoch before.

@@ -69,7 +69,7 @@ def _plain(word: str) -> str:
 def closest(word: str, names: Iterable[str], prefix: str = "", rest: str = "") -> str:
     """Return how to go on after an unknown word: with the name that it may mean, if one is near.
 
-    >>> closest("epoch", ["epochs", "lr"], "--")
+    >>> closest("Epoch", ["epochs", "lr"], "--")
     '; did you mean --epochs?'
     """
     found = near(word, names)
@@ -83,11 +83,11 @@ _REWORDINGS = (
     (r"unrecognized arguments: ([^\s=+]+).*", r"unknown argument \1"),
     (r"\.? ?Got value: (Namespace|NestedArg)\(.*", ""),
     (r"\.? Got value: ", ", got "),
-    (r"Expected a <class '[\w.]*Sequence'>, got (.+)", r"expected a list, such as [\1], got \1"),
     (r"Expected a dot import path string: (.*)", r"unknown class \1"),
     (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
     (r"typing\.Literal", "one of "),
     (r"Expected an? ", "expected "),
+    (r"expected Sequence, got ([\w., ]+)$", r"expected a list, such as [\1], got \1"),
 )
 # Lines to drop: about jsonargparse's internals, and about types that the user did not mean.
 _NOISE = re.compile(

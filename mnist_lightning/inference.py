@@ -209,9 +209,10 @@ def activations(net: nn.Module, image: Any) -> list[tuple[str, NDArray[np.float3
 
 @torch.no_grad()
 def layer_table(net: nn.Module) -> str:
-    """Return a table of a network's layers: their output's shape for one image, their parameters.
+    """Return a table of a network's layers, in the order in which they compute, with totals.
 
-    Layers without parameters that keep the shape, such as activations, are left out.
+    A layer has its name, which ``freeze`` takes, its class, its output's shape for one image, and
+    its number of parameters; it is frozen if none of these is trained.
 
     Args:
         net: From float images ``(B, 1, 28, 28)`` to logits ``(B, 10)``.
@@ -219,17 +220,16 @@ def layer_table(net: nn.Module) -> str:
     Raises:
         InputError: If the network gives anything but logits.
     """
-    rows = [("layer", "output", "parameters")]
-    shape: tuple[int, ...] = (1, 28, 28)
+    rows = [("name", "layer", "output", "parameters", "")]
+    names = {module: name for name, module in net.named_modules()}
 
     def note(module: nn.Module, _: Any, output: Any) -> None:
-        nonlocal shape
-        number = sum(parameter.numel() for parameter in module.parameters())
-        if isinstance(output, Tensor) and (number or shape != output.shape[1:]):
-            shape = tuple(output.shape[1:])
-            rows.append((type(module).__name__, " x ".join(map(str, shape)), f"{number:,}"))
+        number, trained = _sizes(module)
+        shape = " x ".join(map(str, output.shape[1:])) if isinstance(output, Tensor) else ""
+        state = "frozen" if number and not trained else ""
+        rows.append((names[module], type(module).__name__, shape, f"{number:,}", state))
 
-    leaves = [module for module in net.modules() if not list(module.children())]
+    leaves = [module for module in names if not list(module.children())]
     hooks = [module.register_forward_hook(note) for module in leaves]
     try:
         with evaluating(net) as like:
@@ -237,6 +237,19 @@ def layer_table(net: nn.Module) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    name, output, number = (max(map(len, column)) for column in zip(*rows, strict=True))
-    lines = [f"{row[0]:<{name}}  {row[1]:<{output}}  {row[2]:>{number}}" for row in rows]
+    number, trained = _sizes(net)
+    megabytes = sum(each.numel() * each.element_size() for each in net.parameters()) / 1e6
+    parts = f"{megabytes:.2f} MB, {trained:,} trained, {number - trained:,} frozen"
+    rows.append(("total", "", "", f"{number:,}", parts))
+    first, second, third, fourth, _ = (max(map(len, each)) for each in zip(*rows, strict=True))
+    lines = []
+    for name, layer, shape, count, state in rows:
+        line = f"{name:<{first}}  {layer:<{second}}  {shape:<{third}}  {count:>{fourth}}  {state}"
+        lines.append(line.rstrip())
     return "\n".join(lines)
+
+
+def _sizes(module: nn.Module) -> tuple[int, int]:
+    """Return the number of a module's parameters, and how many of them are trained."""
+    sizes = [(each.numel(), each.requires_grad) for each in module.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)

@@ -31,7 +31,7 @@ from mnist_lightning import (
     load_run,
 )
 from mnist_lightning.cli import main as cli
-from mnist_lightning.cli.flags import TABLE, flags_of
+from mnist_lightning.cli.flags import SYNONYMS, TABLE, flags_of
 from mnist_lightning.cli.main import main
 from mnist_lightning.data.drawings import keep
 
@@ -74,16 +74,18 @@ def paint_one() -> None:
 def test_whole_way(folder: Path, capsys: Capture) -> None:
     """fit, test, validate, predict, resume: what each prints, and the files it leaves."""
     lines = run(capsys, *FIT, "--trainer.max_epochs", "2").splitlines()
-    assert lines[0] == (
-        "UCIDigits: 1,150 training and 287 validation images. MLP: 12,730 parameters on cpu. "
-        "Run folder: lightning_logs/version_0"
-    )
-    assert [line.split("  ")[0] for line in lines[7:9]] == ["Epoch 1/2", "Epoch 2/2"]
-    rows = [" ".join(line.split()) for line in lines[2:6]]
-    assert rows == ["layer output parameters", "Flatten 784 0", "Linear 16 12,560", "Linear 10 170"]
     record = json.loads((folder / "lightning_logs/version_0/run.json").read_text())
-    assert lines[10].startswith(f"Best validation accuracy  {record['best_val_acc']:.2%}")
-    assert lines[12:14] == ["Epochs                    2", "Updates                   72"]
+    assert lines[:4] == [
+        "UCIDigits: 1,150 training and 287 validation images",
+        "MLP: 12,730 parameters on cpu",
+        "Run folder: lightning_logs/version_0",
+        "",
+    ]
+    assert lines[4:12] == [*record["layers"], ""]
+    assert lines[10] == f"total{12730:>32,}  0.05 MB, 12,730 trained, 0 frozen"
+    assert [line.split("  ")[0] for line in lines[12:14]] == ["Epoch 1/2", "Epoch 2/2"]
+    assert lines[15].startswith(f"Best validation accuracy  {record['best_val_acc']:.2%}")
+    assert lines[17:19] == ["Epochs                    2", "Updates                   72"]
     assert lines[-1] == "Next: python -m mnist_lightning test"
 
     out = run(capsys, "test")
@@ -243,7 +245,21 @@ def test_augmentation_that_cannot_be_read_back(folder: Path, capsys: Capture) ->
         ),
         ("tests", r"the first argument must be .*, got tests; did you mean test\?"),
         ("train", r"the first argument must be .*, got train; did you mean fit\?"),
+        ("Fit", r"the first argument must be .*, got Fit; did you mean fit\?"),
+        ("help Train", r"the first argument must be .*, got Train; did you mean fit\?"),
         ("fit --epoch 3", r"unknown argument --epoch; did you mean --epochs\?"),
+        ("fit --Learning-Rate=3", r"unknown argument --Learning_Rate; did you mean --lr\?"),
+        ("tune --gpu", r"unknown argument --gpu; did you mean --device gpu\?"),
+        ("fit --model CNN", r"unknown argument --model; did you mean --net\?"),
+        ("test --model=a", r"unknown argument --model; did you mean --ckpt_path\?"),
+        ("fit --checkpoint a", r"unknown argument --checkpoint; did you mean --ckpt_path\?"),
+        ("test --dropout 0", "unknown argument --dropout; see --help"),
+        (
+            "fit --net.hidden_sizes 256,9",
+            r"--model.net.hidden_sizes: expected a list, such as \[256,9\], got 256,9",
+        ),
+        ("fit --net cnn", r"--model.net: unknown class cnn; did you mean CNN\?"),
+        ("fit --data mnist", r"--data: unknown class mnist; did you mean MNIST\?"),
         ("fit --learning_rate=3", r"unknown argument --learning_rate; did you mean --lr\?"),
         ("fit --modle.net CNN", r"unknown argument --modle.net; did you mean --model.net\?"),
         ("test --lr 1", "unknown argument --lr; see --help"),
@@ -695,6 +711,49 @@ def test_overview_and_version(capsys: Capture) -> None:
     expected = "mnist_lightning {} (Python {}, torch {}, lightning ".format(__version__, *versions)
     for flag in ("--version", "-V"):
         assert run(capsys, flag).startswith(expected)
+
+
+def test_words_that_people_try_name_flags_that_exist(capsys: Capture) -> None:
+    """Each flag or verb that is suggested is taken; no flag of the table is one of the words."""
+    values = {
+        "net.hidden_sizes": "[3]",
+        "trainer.max_time": "00:00:01:00",
+        "model.optimizer": "SGD",
+    }
+    values |= {
+        "data.train_size": "9",
+        "trainer.max_steps": "9",
+        "data.augmentation": "Augmentation",
+        "model.lr_scheduler": "Cosine",
+        "net.width": "3",
+        "net.activation": "GELU",
+    }
+    rows = {name for verb in TABLE for name in flags_of(verb)}
+    tried = [word for words in SYNONYMS.values() for word in words if word != "augmentation"]
+    assert set(tried) & (rows | set(TABLE)) == set()
+    for meant in SYNONYMS:
+        flag, *given = meant.split(" ")
+        assert flag.partition(".")[0] in {*TABLE, *rows, "model", "trainer"}
+        if "." in flag:
+            beside = {"net.width": "--net CNN", "model.optimizer.momentum": "--model.optimizer SGD"}
+            before = beside.get(flag, "").split()
+            value = given if given else [values.get(flag, "0.5")]
+            settings(capsys, *before, f"--{flag}", *value)
+
+
+def test_help_of_a_verb_by_the_word_help(capsys: Capture) -> None:
+    for verb in TABLE:
+        assert run(capsys, "help", verb) == run(capsys, verb, "--help")
+
+
+def test_dashes_are_underscores(capsys: Capture) -> None:
+    data = settings(capsys, "--batch-size=7", "--data-dir", "my-data")["data"]["init_args"]
+    assert (data["batch_size"], data["data_dir"]) == (7, "my-data")
+
+
+def test_a_section_takes_a_file(folder: Path, capsys: Capture) -> None:
+    Path("model.yaml").write_text("net: CNN\n")
+    assert settings(capsys, "--model", "model.yaml")["model"]["net"]["class_path"].endswith("CNN")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

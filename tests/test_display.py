@@ -1,18 +1,22 @@
-"""What a notebook shows of digits, a run and a test."""
+"""What a notebook shows of digits, a run and a test; and a terminal of a test."""
 
 import base64
 import io
 import json
 import pickle
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from mnist_lightning import MLP, DigitClassifier, Run
+from mnist_lightning import MLP, DigitClassifier, Run, UCIDigits, fit
+from mnist_lightning.cli.main import main
 from mnist_lightning.pictures.recognize import Digit, Reading
 from mnist_lightning.report.metrics import classification
 from mnist_lightning.report.results import Metrics, metrics_facts
@@ -85,3 +89,55 @@ def test_metrics_are_a_dict_and_a_table() -> None:
     assert '<a href="a%20b/index.html">a b/index.html</a>' in html
     assert "&lt;b&gt;, 2,000 test images</h3>" in html
     assert Metrics({}, Path())._repr_html_() is None
+
+
+class Shown:
+    """A place of a notebook, and what was shown there."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def update(self, data: dict[str, str], raw: bool) -> None:
+        assert raw
+        self.lines.append(data["text/plain"])
+
+
+def bars(lines: list[str], name: str) -> list[str]:
+    return [line for line in lines if re.fullmatch(rf"{name} +\d+% \|.*\| \S+ left.*", line)]
+
+
+def test_bars_of_a_notebook(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fit has one place for all epochs; the line is empty at the end, and nothing is printed."""
+    places: list[Shown] = []
+
+    def display(data: dict[str, str], **options: bool) -> Shown:
+        assert (data, options) == ({"text/plain": ""}, {"raw": True, "display_id": True})
+        places.append(Shown())
+        return places[-1]
+
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    monkeypatch.setattr("IPython.display.display", display)
+    run = fit(DigitClassifier(MLP([8])), UCIDigits(), max_epochs=2)
+    run.test(robustness=True)
+    run.predict(enable_progress_bar=False)
+    assert "\r" not in capsys.readouterr().out
+    training, test = (place.lines for place in places)
+    for epoch in (1, 2):
+        assert bars(training, f"Epoch {epoch}/2")
+        assert bars(training, f"Epoch {epoch}/2  validation")
+    assert bars(test, "Test")
+    assert bars(test, "Changed images")
+    assert (training[-1], test[-1]) == ("", "")
+
+
+def test_bars_of_a_terminal(
+    first: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for verb in ("validate", "test", "predict"):
+        for is_terminal in (True, False):
+            monkeypatch.setattr(sys.stdout, "isatty", lambda is_terminal=is_terminal: is_terminal)
+            assert main([verb]) == 0
+            lines = capsys.readouterr().out.replace("\r", "\n").splitlines()
+            assert bool(bars(lines, verb.capitalize())) == is_terminal

@@ -117,8 +117,7 @@ def test_files_and_record(trained: Any) -> None:
         "max_epochs": 3,
         "augmentation": None,
     }
-    settings["layers"] = ["layer    output  parameters", "Flatten  784              0"]
-    settings["layers"] += ["Linear   32          25,120", "Linear   10             330"]
+    assert record["layers"] == layer_table(trained.model.net).splitlines()
     assert {name: record[name] for name in settings} == settings
     assert (
         record["command"]
@@ -142,8 +141,12 @@ def test_epoch_lines(
         def on_train_batch_start(
             self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int
         ) -> None:
-            time.sleep(0.11 * (batch_idx == 5))
+            time.sleep(0.11 * (batch_idx == 20))
 
+        def on_train_batch_end(self, *args: Any) -> None:
+            losses.append(args[2]["loss"].item())
+
+    losses: list[float] = []
     model = DigitClassifier(MLP([8]))
     for is_terminal in (False, True):
         monkeypatch.setattr(sys.stdout, "isatty", lambda is_terminal=is_terminal: is_terminal)
@@ -157,9 +160,12 @@ def test_epoch_lines(
             for row in run.history
         ]
         drawn = re.findall(
-            r"\rEpoch +(\d)/10 +17% \|.*?\| 6/36  time left: epoch 00:0\d, run 00:\d\d", out
+            r"\rEpoch +(\d)/10  loss (\S+) acc \d+\.\d%   58% \|.*?\| 00:0\d left, run 00:\d\d", out
         )
-        assert set(drawn) == ({"1", "2"} if is_terminal else set())  # a slow machine draws it twice
+        means = {str(first // 36 + 1): np.mean(losses[first : first + 21]) for first in (0, 36)}
+        expected = {(epoch, f"{mean:.3f}") for epoch, mean in means.items()}
+        assert set(drawn) == (expected if is_terminal else set())  # a slow machine draws it twice
+        losses.clear()
         assert "\r" not in lines[0]
     assert out.split(lines[0])[0].endswith("\r")
 

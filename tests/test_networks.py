@@ -201,13 +201,18 @@ def test_layer_table() -> None:
     net = MLP()
     net.layers[3].eval()
     modes, before = [module.training for module in net.modules()], torch.get_rng_state()
-    table = [line.split() for line in layer_table(net).splitlines()]
-    assert table == [
-        ["layer", "output", "parameters"],
-        ["Flatten", "784", "0"],
-        ["Linear", "128", "100,480"],
-        ["Linear", "64", "8,256"],
-        ["Linear", "10", "650"],
+    net.layers[1].requires_grad_(False)
+    assert layer_table(net).splitlines() == [
+        "name      layer    output  parameters",
+        "layers.0  Flatten  784              0",
+        "layers.1  Linear   128        100,480  frozen",
+        "layers.2  ReLU     128              0",
+        "layers.3  Dropout  128              0",
+        "layers.4  Linear   64           8,256",
+        "layers.5  ReLU     64               0",
+        "layers.6  Dropout  64               0",
+        "layers.7  Linear   10             650",
+        "total                         109,386  0.44 MB, 8,906 trained, 100,480 frozen",
     ]
     assert [module.training for module in net.modules()] == modes
     assert torch.equal(torch.get_rng_state(), before)

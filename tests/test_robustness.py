@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, stats
 
 from mnist_lightning.report import figures_accuracy, results
-from mnist_lightning.report.robustness import CHANGES, robustness
+from mnist_lightning.report.robustness import CALLS, CHANGES, robustness
 from mnist_lightning.report.run_report import write_report
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
@@ -76,7 +76,14 @@ def test_noise_is_gaussian_clipped_and_always_the_same(strength: float) -> None:
 
 
 def test_robustness_of_a_network_that_sees_the_brightest_column() -> None:
-    result = robustness(brightest_column, BARS, np.arange(10))
+    calls = []
+
+    def classify(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        calls.append(len(images))
+        return brightest_column(images)
+
+    result = robustness(classify, BARS, np.arange(10))
+    assert calls == [10] * CALLS
     assert {kind: tuple(map(float, result[kind])) for kind in result} == {
         kind: CHANGES[kind][1] for kind in CHANGES
     }

@@ -1,9 +1,12 @@
 """What a start imports, and in which direction the package's imports point."""
 
 import ast
+import os
+import pty
 import subprocess
 import sys
 from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -17,7 +20,7 @@ LAYERS = [  # each imports only from its own layer and those after it
     {"classifier"},
     {"data", "networks"},
     {"inference", "checkpoints"},
-    {"schedules", "settings", "files", "errors"},
+    {"schedules", "settings", "files", "errors", "terminal"},
 ]
 SOME_VERBS = {"cv2", "polars", "sklearn", "jinja2", "tensorboard", "mnist_lightning.report.figures"}
 LIFTED = """
@@ -71,6 +74,24 @@ def test_quick_answers_import_neither_torch_nor_numpy() -> None:
     (modules,) = modules_after_each_step(QUICK)
     assert "mnist_lightning.training.runs" in modules
     assert modules & {"torch", "lightning", "jsonargparse", "numpy", "matplotlib"} == set()
+
+
+def test_a_terminal_shows_at_once_what_is_waited_for(first: Path) -> None:
+    """On stderr, and gone when it is over; the output has nothing of it."""
+    screen, terminal = pty.openpty()
+    start = [sys.executable, "-m", "mnist_lightning", "validate"]
+    done = subprocess.run(start, stdout=subprocess.PIPE, stderr=terminal, text=True, timeout=300)
+    os.close(terminal)
+    shown = os.read(screen, 10_000).decode()
+    os.close(screen)
+    text = "loading torch ..."
+    assert shown.startswith(f"{text}\r{' ' * len(text)}\r")
+    assert done.returncode == 0, shown
+    assert (done.stdout[:11], "\r" in done.stdout, "loading" in done.stdout) == (
+        "Checkpoint:",
+        False,
+        False,
+    )
 
 
 @pytest.mark.usefixtures("folder")

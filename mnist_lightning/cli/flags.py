@@ -8,7 +8,7 @@ import platform
 import re
 import textwrap
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -18,22 +18,9 @@ from mnist_lightning import __version__
 from mnist_lightning.errors import PROGRAM, InputError, closest, near
 
 TABLE: dict[str, Any] = tomllib.loads(Path(__file__).with_name("flags.toml").read_text("utf-8"))
+# What is meant, and the words that people try for it.
+SYNONYMS: dict[str, list[str]] = TABLE.pop("synonyms")
 VERBS: dict[str, str] = {verb: entry["about"] for verb, entry in TABLE.items()}
-# What other programs call a verb or a flag.
-SYNONYMS = {
-    "train": "fit",
-    "evaluate": "test",
-    "eval": "test",
-    "learning_rate": "lr",
-    "resume": "ckpt_path",
-    "checkpoint_path": "ckpt_path",
-    "gpu": "device gpu",
-    "cuda": "device gpu",
-    "cpu": "device cpu",
-    "gpus": "trainer.devices",
-    "scheduler": "model.lr_scheduler",
-    "validation_split": "data.val_fraction",
-}
 # Names that torch and torchvision use too, so that Lightning's parser would find them ambiguous.
 PATHS = {
     "MLP": "mnist_lightning.MLP",
@@ -85,9 +72,9 @@ def answer(words: Sequence[str]) -> str | None:
     Raises:
         InputError: If a verb or a flag does not exist, as far as the table says.
     """
+    if len(words) > 1 and words[0] == "help":
+        words = [words[1], "--help"]
     verb = words[0] if words else "--help"
-    if verb == "help" and len(words) > 1:  # help fit
-        return answer([words[1], "--help"])
     if verb in ("-h", "--help", "--help-all", "help"):
         return overview()
     if verb in ("-V", "--version"):
@@ -96,24 +83,38 @@ def answer(words: Sequence[str]) -> str | None:
             f"mnist_lightning {__version__} (Python {python}, torch {torch}, lightning {lightning})"
         )
     if verb not in VERBS:
-        hint = closest(SYNONYMS.get(verb, verb), VERBS)
+        hint = closest(meant_by(verb, VERBS) or verb, VERBS)
         raise InputError(f"the first argument must be one of {', '.join(VERBS)}, got {verb}{hint}")
     sections = sections_of(verb)
     if {"-h", "--help"} & set(words) or ("sections" not in TABLE[verb] and "--help-all" in words):
         return help_of(verb)
     rows = flags_of(verb)
     earlier = [row["was"] for row in rows.values() if "was" in row]
-    names = [*rows, *sections, *earlier, "help-all", "default_root_dir"]
-    for word in words:
-        found = re.match(r"--(\w[^.=+]*)([^=+]*)", word)
-        if found and found[1] not in names:
-            meant = SYNONYMS.get(found[1].lower().replace("-", "_"), "")
-            if re.split("[ .]", meant)[0] not in names:
-                meant = near(found[1], names)
-            # A flag that is like none of these may be like one of Lightning's parser.
-            if meant or not sections:
-                hint = f"; did you mean --{meant}{found[2]}?" if meant else "; see --help"
-                raise InputError(f"unknown argument {found[0]}{hint}")
+    names = [*rows, *sections, *earlier, "help_all", "default_root_dir"]
+    for word, following in pairwise([*words, ""]):
+        found = re.match(r"--(\w[^.=+]*)([^=+]*)=?(.*)", word)
+        if found is None:
+            continue
+        name, rest, value = found.groups()
+        name = name.replace("-", "_")
+        meant = meant_by(name, names)
+        # A section, such as --model, takes a file of settings; --model CNN means another flag.
+        is_section = name in sections and not rest and not Path(value or following).is_file()
+        if name in names and not (meant and is_section):
+            continue
+        meant = meant or near(name, names)
+        # A flag that is like none of these may be like one of Lightning's parser.
+        if meant or not sections:
+            hint = f"; did you mean --{meant}{rest}?" if meant else "; see --help"
+            raise InputError(f"unknown argument --{name}{rest}{hint}")
+    return None
+
+
+def meant_by(word: str, names: Collection[str]) -> str | None:
+    """Return what a word that people try is called here; None if no name is known for it."""
+    for meant, tried in SYNONYMS.items():
+        if word.lower() in tried and re.split(r"[. +]", meant)[0] in names:
+            return meant
     return None
 
 
@@ -129,17 +130,20 @@ def expand(verb: str, words: Sequence[str]) -> list[str]:
 
     The help of a network or a data set is the one of the class given, or of the default.
 
-    >>> expand("fit", ["--epochs=5", "--net", "MLP", "--lr", "1"])
-    ['--trainer.max_epochs=5', '--model.net', 'mnist_lightning.MLP', '--model.optimizer.lr', '1']
+    >>> expand("fit", ["--batch-size=5", "--net", "MLP", "--lr", "1"])
+    ['--data.batch_size=5', '--model.net', 'mnist_lightning.MLP', '--model.optimizer.lr', '1']
     >>> expand("fit", ["--net", "CNN", "--net.help"])
     ['--model.net.help', 'CNN']
     """
-    long = {"help-all": "help"}
+    long = {"help_all": "help"}
     for name, row in flags_of(verb).items():
         long[name] = long[row.get("was", name)] = row.get("long", name)
-    words = [
-        re.sub(r"^--([\w-]+)", lambda it: f"--{long.get(it[1], it[1])}", word) for word in words
-    ]
+
+    def longer(found: re.Match[str]) -> str:
+        name = found[1].replace("-", "_")  # some programs have dashes there
+        return f"--{long.get(name, name)}"
+
+    words = [re.sub(r"^--([\w-]+)", longer, word) for word in words]
     after = dict(pairwise([*words, "-"]))
     for flag, default in DEFAULT_CLASSES.items():
         if (asked := f"--{flag}.help") in words:

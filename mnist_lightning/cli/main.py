@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from mnist_lightning.cli import signals
 from mnist_lightning.cli.flags import answer, expand, help_of
 from mnist_lightning.errors import PROGRAM, InputError, condense, printable
+from mnist_lightning.terminal import waiting
 
 DEBUG_SWITCH = "MNIST_LIGHTNING_DEBUG"
 QUICK = ("runs", "compare")  # verbs without torch
@@ -42,8 +43,8 @@ def answer_or_run(args: Sequence[str]) -> int:
         if verb not in QUICK:
             if "--help" in words:  # asked for as --help-all
                 print(help_of(verb), end="\n\n")
-            from mnist_lightning.cli.verbs import run  # here, since torch takes seconds to import
-
+            with waiting("loading torch ..."):
+                from mnist_lightning.cli.verbs import run  # here, since this takes seconds
             return run(verb, words)
         from mnist_lightning.cli import quick  # here, since the help does not need it
 

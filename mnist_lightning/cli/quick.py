@@ -8,6 +8,7 @@ from pathlib import Path
 from mnist_lightning.cli.flags import parse
 from mnist_lightning.errors import PROGRAM, InputError
 from mnist_lightning.studies.compare import compare, compare_table, write_comparison
+from mnist_lightning.terminal import waiting
 from mnist_lightning.training.runs import annotate, delete, runs, runs_table
 
 
@@ -53,8 +54,9 @@ def compare_runs(words: Sequence[str]) -> str:
         sides = [group["runs"] for group in groups]
     found, sentence = None, ""
     if len(sides) == 2:
-        from mnist_lightning.studies.contrast import contrast  # here, since torch imports slowly
-        from mnist_lightning.training.run import load_run
+        with waiting("loading torch ..."):
+            from mnist_lightning.studies.contrast import contrast  # here, since this takes seconds
+            from mnist_lightning.training.run import load_run
 
         try:
             one, other = ([load_run(folder) for folder in side] for side in sides)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_lightning.report.blocks import Block, Facts, Picture, Table
-from mnist_lightning.report.text import DIGIT_NAMES, class_word, or_na
+from mnist_lightning.report.text import DIGIT_NAMES, class_word, counted, or_na
 
 # What is shown of run.json: its key, a name and a format.
 RECORD = {
@@ -129,7 +129,7 @@ class Metrics(dict[str, Any]):
 
 def metrics_title(metrics: Mapping[str, Any]) -> str:
     """Return what was tested, such as "MNIST, 10,000 test images"."""
-    return f"{metrics['dataset']}, {metrics['num_examples']:,} test images"
+    return f"{metrics['dataset']}, {counted(metrics['num_examples'], 'test image')}"
 
 
 def metrics_blocks(metrics: Mapping[str, Any]) -> list[Block]:
@@ -156,7 +156,7 @@ def metrics_facts(metrics: Mapping[str, Any]) -> Facts:
             "recall (macro)": or_na(metrics["recall_macro"], ".2%"),
             "AUROC (macro)": or_na(metrics["auroc_macro"]),
             "calibration error (ECE)": or_na(metrics["ece"], ".2%"),
-            f"wrong of {images:,} images": f"{images - right:,}",
+            f"wrong of {counted(images, 'image')}": f"{images - right:,}",
         }
     )
 

@@ -15,6 +15,8 @@ KERNELS: dict[float, NDArray[np.uint8]] = {
     2: np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8),
 }
 
+CALLS = 54  # of the network, for a progress bar
+
 
 def robustness(
     classify: Callable[[Images], Probabilities], images: Images, labels: Labels

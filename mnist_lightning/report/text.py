@@ -24,6 +24,15 @@ def or_na(value: float | None, style: str = ".4f") -> str:
     return "n/a" if value is None or not math.isfinite(value) else format(value, style)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things in words.
+
+    >>> counted(1, "image"), counted(1437, "image")
+    ('1 image', '1,437 images')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def class_word(class_names: Sequence[str]) -> str:
     """Return what the classes are called: ``digit`` or ``class``."""
     return "digit" if tuple(class_names) == DIGIT_NAMES else "class"

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mnist_lightning.errors import InputError, printable
 from mnist_lightning.report.blocks import Block, Card, Gallery, Table
+from mnist_lightning.report.text import counted
 from mnist_lightning.studies.compare import names_of
 from mnist_lightning.training.run import Run
 
@@ -71,7 +72,7 @@ class Contrast(NamedTuple):
             if min(self.runs) < 5:
                 verdict += ", though more seeds may change it"
         p = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.3f}"
-        mcnemar = f"McNemar {p} on {len(self.rows):,} images where one is wrong"
+        mcnemar = f"McNemar {p} on {counted(len(self.rows), 'image')} where one is wrong"
         interval = f"{100 * low:z.2f} to {100 * high:z.2f}"
         if self.runs == (1, 1):
             why = f"{mcnemar}. The 95% interval of the difference is {interval}"

@@ -2,7 +2,6 @@
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,17 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from mnist_lightning.data.base import DigitDataModule
 from mnist_lightning.errors import InputError
 from mnist_lightning.inference import classify
 from mnist_lightning.networks import TestTimeAugmentation
 from mnist_lightning.report.results import Metrics
+from mnist_lightning.report.text import counted
+from mnist_lightning.terminal import waiting
 from mnist_lightning.training.loggers import read_history, tensorboards
+from mnist_lightning.training.progress import Bar
 
 
 def gather(parts: list[Tensor], world_size: int) -> NDArray[Any]:
@@ -114,22 +117,35 @@ class ReportWriter(Callback):
             changed = None
             if self.robustness:
                 # Here, since OpenCV takes a while to import.
-                from mnist_lightning.report.robustness import robustness
+                from mnist_lightning.report.robustness import CALLS, robustness
 
-                with trainer.precision_plugin.forward_context():
-                    changed = robustness(partial(classify, net), images, labels)
-            views = f" · {net.views} random views" if isinstance(net, TestTimeAugmentation) else ""
-            self.metrics, pngs = write_report(
-                self.folder,
-                title=f"{type(data).__name__} · {self.run.resolve().name}{views}",
-                dataset=type(data).__name__,
-                test=(images, labels, probabilities),
-                loss=trainer.callback_metrics["test/loss"].item(),
-                history=read_history(self.run / "metrics.csv"),
-                record=self.record,
-                robustness=changed,
-                names=data.class_names,
-            )
+                shown = trainer.progress_bar_callback
+                bar = tqdm(disable=True)
+                if isinstance(shown, Bar):
+                    bar = shown.open("Changed images", CALLS)
+
+                def answers(images: Any) -> Any:
+                    probabilities = classify(net, images)
+                    bar.update()
+                    return probabilities
+
+                with bar, trainer.precision_plugin.forward_context():
+                    changed = robustness(answers, images, labels)
+            views = ""
+            if isinstance(net, TestTimeAugmentation):
+                views = f" · {counted(net.views, 'random view')}"
+            with waiting("drawing the report ..."):
+                self.metrics, pngs = write_report(
+                    self.folder,
+                    title=f"{type(data).__name__} · {self.run.resolve().name}{views}",
+                    dataset=type(data).__name__,
+                    test=(images, labels, probabilities),
+                    loss=trainer.callback_metrics["test/loss"].item(),
+                    history=read_history(self.run / "metrics.csv"),
+                    record=self.record,
+                    robustness=changed,
+                    names=data.class_names,
+                )
             for logger in tensorboards(trainer):
                 logger.show("test", pngs)
         self.metrics = Metrics(trainer.strategy.broadcast(self.metrics), self.folder / "index.html")

@@ -14,7 +14,6 @@ import lightning as L
 from lightning.pytorch.callbacks import (
     Callback,
     ModelCheckpoint,
-    ProgressBar,
     StochasticWeightAveraging,
 )
 from lightning.pytorch.utilities import rank_zero_only
@@ -41,7 +40,7 @@ from mnist_lightning.training.objects import (
     cannot_be_loaded,
     config_of_objects,
 )
-from mnist_lightning.training.progress import EpochLines
+from mnist_lightning.training.progress import EpochLines, with_bar
 from mnist_lightning.training.record import UNKNOWN, RunRecord, learnt_from
 from mnist_lightning.training.resume import (
     AtomicCheckpointIO,
@@ -228,9 +227,7 @@ def _trainer(
     """Return Lightning's Trainer with the loggers of a run; a resumed one begins at ``step``."""
     if any(isinstance(each, StochasticWeightAveraging) for each in callbacks):
         raise InputError(LOST_AVERAGE)
-    has_bar = any(isinstance(each, ProgressBar) for each in callbacks)
-    if not has_bar and given.get("enable_progress_bar") is not False:
-        callbacks = [*callbacks, EpochLines()]
+    callbacks = with_bar(callbacks, EpochLines(), given.get("enable_progress_bar"))
     loggers = [TensorBoardRunLogger(folder, step), HistoryLogger(folder, step)]
     usual = {"max_epochs": 10, "enable_model_summary": False}
     own = {

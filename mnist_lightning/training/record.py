@@ -240,9 +240,9 @@ class RunRecord(Callback):
         if trainer.progress_bar_callback:
             print(
                 f"{record['dataset']}: {len(data.train_set or ()):,} training and "
-                f"{len(data.val_set or ()):,} validation images. "
+                f"{len(data.val_set or ()):,} validation images\n"
                 f"{record['network']}: {record['num_parameters']:,} parameters on "
-                f"{record['device']}. Run folder: {self.folder}"
+                f"{record['device']}\nRun folder: {self.folder}"
             )
             if (number := trainer.world_size) > 1:
                 print(

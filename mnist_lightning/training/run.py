@@ -37,6 +37,7 @@ from mnist_lightning.report.results import run_html
 from mnist_lightning.report.text import or_na
 from mnist_lightning.training.callbacks import ReportWriter, gather
 from mnist_lightning.training.loggers import TensorBoardRunLogger, all_loggers, read_history
+from mnist_lightning.training.progress import EvaluationBar, with_bar
 from mnist_lightning.training.record import UNKNOWN, class_name, learnt_from, size_of, versions
 from mnist_lightning.training.results import name_of_data, write_predictions
 from mnist_lightning.training.runs import LOG_DIR, config_of, kept_checkpoint, newest_first
@@ -295,13 +296,14 @@ class Run:
             step = self.record.get("global_step")
             step = step if isinstance(step, int) else 0
             own.append(TensorBoardRunLogger(self.folder, final_step=step))
+        all_callbacks = [*callbacks, *as_list(given.get("callbacks"))]
+        bar_is_wanted = given.get("enable_progress_bar")
         given = {
-            "enable_progress_bar": False,
             "enable_model_summary": False,
             "enable_checkpointing": False,
             **plain(given),
             "default_root_dir": self.folder,
-            "callbacks": [*callbacks, *as_list(given.get("callbacks"))],
+            "callbacks": with_bar(all_callbacks, EvaluationBar(), bar_is_wanted),
             "logger": all_loggers(given.get("logger"), own),
         }
         return L.Trainer(**given)
