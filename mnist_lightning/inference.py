@@ -5,7 +5,7 @@ The network is in evaluation mode meanwhile, also when several threads use it.
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -195,16 +195,21 @@ def activations(net: nn.Module, image: Any) -> list[tuple[str, NDArray[np.float3
         elif not isinstance(module, nn.Flatten):
             layers.append((type(module).__name__, values))
 
-    leaves = [module for module in net.modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(note) for module in leaves]
     pixels = torch.from_numpy(np.ascontiguousarray(image, np.float32)) / 255
-    try:
-        with evaluating(net) as like:
-            logits_of(net, pixels.reshape(1, 1, 28, 28).to(like))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _watch(net, note, pixels.reshape(1, 1, 28, 28))
     return layers
+
+
+def _watch(net: nn.Module, note: Callable[[nn.Module, Any, Any], None], images: Tensor) -> None:
+    """Call a function with each layer, its input and its output while a network computes."""
+    with evaluating(net) as like:  # so that no other thread's images are noted
+        leaves = [module for module in net.modules() if not list(module.children())]
+        hooks = [module.register_forward_hook(note) for module in leaves]
+        try:
+            logits_of(net, images.to(like))
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 @torch.no_grad()
@@ -229,14 +234,7 @@ def layer_table(net: nn.Module) -> str:
         state = "frozen" if number and not trained else ""
         rows.append((names[module], type(module).__name__, shape, f"{number:,}", state))
 
-    leaves = [module for module in names if not list(module.children())]
-    hooks = [module.register_forward_hook(note) for module in leaves]
-    try:
-        with evaluating(net) as like:
-            logits_of(net, torch.zeros(2, 1, 28, 28).to(like))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _watch(net, note, torch.zeros(2, 1, 28, 28))
     number, trained = _sizes(net)
     megabytes = sum(each.numel() * each.element_size() for each in net.parameters()) / 1e6
     parts = f"{megabytes:.2f} MB, {trained:,} trained, {number - trained:,} frozen"

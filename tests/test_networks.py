@@ -4,6 +4,7 @@ import json
 import math
 import random
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -275,3 +276,28 @@ def test_activations_are_what_each_layer_gives() -> None:
     np.testing.assert_allclose(hidden, expected, atol=1e-5)
     by_hand = two.weight.numpy(force=True) @ expected + two.bias.numpy(force=True)
     np.testing.assert_allclose(logits, by_hand, atol=1e-5)
+
+
+def test_activations_are_not_those_of_another_thread() -> None:
+    torch.manual_seed(0)
+    net = MLP([8]).eval()
+    image, other = np.zeros((28, 28), np.uint8), np.full((1, 28, 28), 255, np.uint8)
+    alone = activations(net, image)
+    stop = threading.Event()
+
+    def classify_until_then() -> None:
+        while not stop.is_set():
+            classify(net, other)
+
+    thread = threading.Thread(target=classify_until_then)
+    thread.start()
+    try:
+        for _ in range(30):
+            for (name, values), (wanted, numbers) in zip(
+                activations(net, image), alone, strict=True
+            ):
+                assert name == wanted
+                np.testing.assert_array_equal(values, numbers)
+    finally:
+        stop.set()
+        thread.join()
