@@ -100,7 +100,7 @@ def explain(message: str, flags: str) -> str:
         known += [f"--data.{name}" for name in OF_EVERY_SOURCE]
         if found[1] in known:
             return f"{found[1]} is not taken by the class that was chosen; see --help"
-        return text + closest(found[1], known)
+        return text + (closest(found[1], known) if found[1].startswith("--") else "; see --help")
     if found := re.search(r"Option '(.*?)' is not accepted", message):
         classes: list[Any] = [
             locate(path) for path in re.findall(r"class_path[ =]'([\w.]+)'", message)

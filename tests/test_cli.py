@@ -264,7 +264,10 @@ def test_augmentation_that_cannot_be_read_back(folder: Path, capsys: Capture) ->
         ("fit --modle.net CNN", r"unknown argument --modle.net; did you mean --model.net\?"),
         ("test --lr 1", "unknown argument --lr; see --help"),
         ("describe --ckpt_path x", "unknown argument --ckpt_path; see --help"),
-        ("runs --json extra", "unknown argument extra; see --help"),
+        ("runs --json extra", "extra is no run folder: expected a folder with a run.json"),
+        ("runs --jsn", r"unknown argument --jsn; did you mean --json\?"),
+        ("fit --folds 5", r"unknown argument --folds; did you mean --data.folds\?"),
+        ("fit --Split_Seed 5", r"unknown argument --Split_Seed; did you mean --data.split_seed\?"),
         ("runs --sort speed", "argument --sort: invalid choice: 'speed' .*'validation'.*"),
         ("fit extra", "unknown argument extra; see --help"),
         (
@@ -291,8 +294,8 @@ def test_augmentation_that_cannot_be_read_back(folder: Path, capsys: Capture) ->
         ("fit --model.optimizer Adm", r"--model.optimizer: unknown class Adm; did you mean Adam\?"),
         ("fit --net Qwertyuiop", "--model.net: unknown class Qwertyuiop; see --help"),
         (
-            "predict a.png",
-            "no run with best.ckpt in lightning_logs: train one first, .* fit",
+            "predict",
+            "no run with best.ckpt in lightning_logs: train one first, .* fit, or .* pretrained",
         ),
         ("fit --ckpt_path last", "no run with last.ckpt in lightning_logs: train one first.*"),
         (

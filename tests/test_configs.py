@@ -1,5 +1,6 @@
 """The recipes in configs/ parse, train, and say what they are."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,28 @@ def test_the_fast_config_fits_its_schedule_to_the_run() -> None:
         schedule.step()
     assert [row["lr"] for row in load_run().history if "lr" in row] == pytest.approx(rates[::5])
     assert main(["fit", "--ckpt_path", "last", "--epochs", "8"]) == 0
+
+
+def test_the_readme_says_what_the_files_say() -> None:
+    """The figures of a recipe stand in its file and in the README; both are the same."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[`(\w+)`\]\(configs/\w+\.yaml\).*$", readme, re.MULTILINE)
+    assert sorted(rows) == [
+        path.stem for path in CONFIGS if path.stem != "debug" and path.stem != "transfer_uci"
+    ]
+    for path in CONFIGS:
+        (row,) = re.findall(rf"^\| \[`{path.stem}`\].*$", readme, re.MULTILINE) or [""]
+        figures = re.findall(r"\d\d\.\d\d ± \d\.\d\d%|(?<=\| )\d+\.\d s", row)
+        comment = path.read_text(encoding="utf-8").partition("\nmodel:")[0]
+        assert [figure for figure in figures if figure not in comment] == [], path.name
+
+
+def test_the_docs_repeat_the_figures_of_the_readme() -> None:
+    """docs/accuracy.md begins with the figures of the convolutional network."""
+    readme, page = (
+        (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/accuracy.md")
+    )
+    section = page.partition("## The convolutional network")[2].partition("###")[0]
+    figures = re.findall(r"\d\d\.\d\d ± \d\.\d\d%|\d\d\.\d\d%", section)
+    assert len(figures) >= 4
+    assert [figure for figure in figures if figure not in readme and figure != "99.75%"] == []

@@ -103,8 +103,8 @@ def answer(words: Sequence[str]) -> str | None:
         if name in names and not (meant and is_section):
             continue
         meant = meant or near(name, names)
-        # A flag that is like none of these may be like one of Lightning's parser.
-        if meant or not sections:
+        # A flag that is like none of these may be an argument of a class: the parser knows them.
+        if meant or "model" not in sections:
             hint = f"; did you mean --{meant}{rest}?" if meant else "; see --help"
             raise InputError(f"unknown argument --{name}{rest}{hint}")
     return None
