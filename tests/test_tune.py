@@ -17,17 +17,18 @@ from conftest import ROOT, refusal, refused_line
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from mnist_lightning import MLP, DigitClassifier, UCIDigits
 from mnist_lightning.cli.main import main
 from mnist_lightning.files import read_config, read_json
 from mnist_lightning.recipe import read
+from mnist_lightning.report.figures import WRONG
 from mnist_lightning.studies import trials as trials_module
 from mnist_lightning.studies import tune as tune_module
 from mnist_lightning.studies.trials import DONE
 from mnist_lightning.studies.tune import tune
-from mnist_lightning.studies.tune_report import study_table
+from mnist_lightning.studies.tune_report import draw_together, draw_trials, study_table
 from mnist_lightning.studies.tune_space import read_distributions
 
 FLAGS = ["--data", "UCIDigits", "--device", "cpu", "--epochs", "2"]
@@ -274,7 +275,7 @@ def test_hopeless_trial_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     pruned = study.trials[1]
     assert pruned.value == read_json(STUDY / "trial_0001/run.json")["best_val_acc"]
     words = study_table(study).splitlines()[2].split()
-    assert words[:4] == ["1", f"{pruned.value:.2%}", "1,", "pruned"]
+    assert words[:5] == ["1", f"{pruned.value:.2%}", "1,", "stopped", "early"]
 
 
 @pytest.mark.long
@@ -291,3 +292,26 @@ def test_two_workers_share_the_trials(
     assert numbers(study, *DONE) == [0, 1, 2, 3, 4, 5]
     assert capfd.readouterr().out.count("trial  ") >= 6
     assert (STUDY / "best.yaml").exists()
+
+
+def test_the_line_of_each_trial_goes_through_its_settings() -> None:
+    space: dict[str, Any] = {
+        "lr": FloatDistribution(1e-4, 1e-2, log=True),
+        "size": CategoricalDistribution([8, 16, 32]),
+        "dropout": FloatDistribution(0.0, 0.4),
+    }
+    trials = []
+    for lr, size, dropout, accuracy in ((1e-3, 8, 0.1, 0.9), (1e-2, 32, 0.4, 0.8)):
+        given = {"lr": lr, "size": size, "dropout": dropout}
+        trials.append(create_trial(params=given, distributions=space, value=accuracy))
+    (axis,) = draw_together(trials, space).axes
+    lines = [line for line in axis.lines if len(line.get_ydata()) == 4]
+    assert lines[0].get_ydata() == pytest.approx([1, 1, 1, 0])  # the worse one first
+    assert lines[1].get_ydata() == pytest.approx([0.5, 0, 0.25, 1])
+    assert lines[1].get_color() == WRONG
+    texts = [text.get_text() for text in axis.texts]
+    assert texts[:6] == ["0.0001", "0.001", "0.01", "8", "16", "32"]
+    assert texts[-3:] == ["80.00%", "85.00%", "90.00%"]
+    axes = draw_trials(trials, space).axes
+    labels = [text.get_text() for text in axes[1].get_xticklabels(which="both")]
+    assert labels == ["0.0001", "0.001", "0.01"]

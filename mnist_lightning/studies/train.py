@@ -231,7 +231,7 @@ def train_all(
     with tqdm(total=len(runs), file=sys.stdout, disable=None, leave=False) as bar:
         for name, arguments in runs.items():
             run = finish(folder / name, arguments, callbacks)
-            line = f"{name}  {run.record['fit_seconds']:6.1f} s"
+            line = f"{folder / name}  {run.record['fit_seconds']:6.1f} s"
             if run.best_val_acc:
                 line += f"  validation {run.best_val_acc:.2%}"
             tqdm.write(line)

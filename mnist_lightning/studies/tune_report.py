@@ -1,33 +1,42 @@
 """What a search found: a text table, ``trials.csv``, ``best.yaml`` and a page."""
 
 import shlex
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
 from optuna import Study
 from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, TrialState
-from optuna.visualization import matplotlib as plots
 
 from mnist_lightning.files import read_json, write_atomic, write_csv
 from mnist_lightning.report.blocks import Block, Picture, Table
-from mnist_lightning.report.figures import CORRECT, WRONG, svg
+from mnist_lightning.report.figures import CORRECT, WRONG, single, svg
 from mnist_lightning.report.pages import write_page
 from mnist_lightning.studies.trials import DONE, accuracy_of, best_trial, finished, trial_folder
 from mnist_lightning.studies.tune_space import rounded
 
 COLUMNS = ("trial", "validation", "epochs", "seconds")
 SHOWN = 10  # trials in the table of the best
-CAPTION = (
-    "A cross is a pruned trial with its last accuracy; those far below are on the edge. "
-    "The line: the best so far."
+TRIALS_CAPTION = (
+    "Each point is a trial. A cross is one that was stopped early because others were better, with "
+    "its last accuracy. Those far below are drawn at the edge. The line is the best so far."
 )
+TOGETHER_CAPTION = (
+    "Each line is a trial that ran to its end: follow it from setting to setting to its accuracy. "
+    "The stronger its blue, the better; the best one is orange."
+)
+SHARES_CAPTION = (
+    "How much each setting told good trials from others, as a share of 100% (PED-ANOVA, Watanabe "
+    "et al. 2023). After few trials it is a guess."
+)
+BLUES = LinearSegmentedColormap.from_list("accuracy", ["#d5dde5", CORRECT])
 
 
 def cells(trial: FrozenTrial) -> list[str]:
@@ -37,7 +46,7 @@ def cells(trial: FrozenTrial) -> list[str]:
     return [
         str(trial.number),
         trial.user_attrs.get("error", f"{accuracy_of(trial):.2%}"),
-        f"{epochs}, pruned" if is_pruned else str(epochs),
+        f"{epochs}, stopped early" if is_pruned else str(epochs),
         f"{_seconds(trial):.1f}",
         *_settings(trial),
     ]
@@ -106,13 +115,17 @@ def write_study(study: Study, folder: Path, space: Mapping[str, BaseDistribution
     headline = {
         "Best validation accuracy": f"{best.value:.2%}",
         "Trials": str(len(done)),
-        "Pruned": str(len(done) - len(complete)),
+        "Stopped early": str(len(done) - len(complete)),
         "Seconds of all trials": f"{sum(map(_seconds, done)):,.0f}",
     }
     drawing = svg(draw_trials(done, space))
-    pictures = [Picture(drawing, "Validation accuracy of each trial", CAPTION, wide=True)]
+    pictures = [Picture(drawing, "Validation accuracy of each trial", TRIALS_CAPTION, wide=True)]
     if len(space) > 1 and len(complete) > 1:
-        pictures += _by_optuna(study)
+        together = svg(draw_together(complete, space))
+        alt = "A line for each trial through its settings, ending at its accuracy"
+        pictures.append(Picture(together, alt, TOGETHER_CAPTION, wide=True))
+        shares = svg(draw_shares(get_param_importances(study)))
+        pictures.append(Picture(shares, "A bar for each setting", SHARES_CAPTION))
     sections: dict[str, list[Block]] = {
         "Best trials": [best_table(study)],
         "Failed trials": [failed_table(study)],
@@ -165,6 +178,10 @@ def draw_trials(trials: Sequence[FrozenTrial], space: Mapping[str, BaseDistribut
             axis.margins(x=0.2)
         elif getattr(distribution, "log", False):
             axis.set_xscale("log")
+            # Ticks at powers of ten would run into each other, or be none.
+            ticks = np.geomspace(distribution.low, distribution.high, 3)
+            axis.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+            axis.minorticks_off()
         places = np.array(values)
         axis.scatter(places[is_pruned], accuracies[is_pruned], s=20, color="0.55", marker="x")
         axis.scatter(places[~is_pruned], accuracies[~is_pruned], s=20, color=CORRECT, alpha=0.7)
@@ -172,34 +189,77 @@ def draw_trials(trials: Sequence[FrozenTrial], space: Mapping[str, BaseDistribut
         axis.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         axis.grid(alpha=0.3)
     so_far = np.fmax.accumulate(np.where(is_pruned, np.nan, accuracies))
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].step([each.number for each in trials], so_far, where="post", color=WRONG)
     for axis in axes[len(names) :]:
         axis.set_axis_off()
     return figure
 
 
-def _by_optuna(study: Study) -> list[Picture]:
-    """Return Optuna's plots of several settings together."""
-    lines = _svg(plots.plot_parallel_coordinate, study, 10)
-    shares = _svg(plots.plot_param_importances, study, 7)
-    return [
-        Picture(lines, "Parallel coordinates of the complete trials", wide=True),
-        Picture(shares, "Importance of each setting", "Shares, by PED-ANOVA."),
-    ]
+def draw_together(trials: Sequence[FrozenTrial], space: Mapping[str, BaseDistribution]) -> Figure:
+    """Draw each trial as a line through its settings, from left to right, to its accuracy.
+
+    Args:
+        trials: Complete trials.
+        space: The distribution of each setting.
+    """
+    accuracies = np.array([accuracy_of(each) for each in trials])  # (N,), in [0, 1]
+    low, high = accuracies.min(), accuracies.max()
+    shares = (accuracies - low) / max(high - low, 1e-9)  # (N,), in [0, 1]
+    figure, axis = single(10, 3.8)
+    heights = []  # of each trial on each upright line, in [0, 1]
+    for place, (name, distribution) in enumerate(space.items()):
+        values, ticks = _scale(name, distribution, trials)
+        heights.append(values)
+        for tick, text in ticks.items():
+            axis.text(place - 0.03, tick, text, ha="right", va="center", size=9)
+    heights.append(shares)
+    for share in (0.0, 0.5, 1.0):
+        text = f"{low + share * (high - low):.2%}"
+        axis.text(len(space) + 0.03, share, text, ha="left", va="center", size=9)
+    best = int(accuracies.argmax())
+    for number in np.argsort(shares):  # the best ones last, so that they are on top
+        line = [values[number] for values in heights]
+        is_best = number == best
+        colour = WRONG if is_best else BLUES(shares[number])
+        axis.plot(line, color=colour, linewidth=2.5 if is_best else 1.2, alpha=0.9)
+    for place in range(len(heights)):
+        axis.axvline(place, color="0.6", linewidth=1, zorder=0)
+    axis.set_xticks(range(len(heights)), [*space, "validation accuracy"])
+    axis.set(yticks=[], xlim=(-0.5, len(space) + 0.5), ylim=(-0.08, 1.08))
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    return figure
 
 
-def _svg(plot: Callable[[Study], Axes], study: Study, width: float) -> bytes:
-    """Return one of Optuna's plots of a study as SVG, without its title."""
-    import matplotlib.pyplot as plt  # here, since Optuna draws with its global state
+def _scale(
+    name: str, distribution: Any, trials: Sequence[FrozenTrial]
+) -> tuple[NDArray[np.float64], dict[float, str]]:
+    """Return the height of each trial's value in [0, 1], and the texts at some heights."""
+    given = [each.params[name] for each in trials]
+    if isinstance(distribution, CategoricalDistribution):
+        choices = list(distribution.choices)
+        steps = max(len(choices) - 1, 1)
+        texts = {place / steps: f"{choice!s:.14}" for place, choice in enumerate(choices)}
+        return np.array([choices.index(value) for value in given]) / steps, texts
+    ends = np.array([distribution.low, distribution.high], float)
+    values = np.array(given, float)
+    if distribution.log:
+        ends, values = np.log10(ends), np.log10(values)
+    size = max(ends[1] - ends[0], 1e-12)
+    texts = {}
+    for height in (0.0, 0.5, 1.0):
+        value = ends[0] + height * size
+        texts[height] = f"{10**value if distribution.log else value:.2g}"
+    return (values - ends[0]) / size, texts
 
-    # Optuna chooses a style for all figures, and warns of few trials and experimental plots.
-    with rc_context(), warnings.catch_warnings(action="ignore"):
-        axes = plot(study)
-        figure = axes.get_figure(root=True)
-        assert figure is not None
-        axes.set_title("")
-        figure.set_size_inches(width, 4)
-        figure.subplots_adjust(left=0.56 / width**0.5, bottom=0.25)
-        image = svg(figure)
-        plt.close(figure)
-    return image
+
+def draw_shares(shares: Mapping[str, float]) -> Figure:
+    """Draw how much each setting mattered, in [0, 1], the most important one first."""
+    figure, axis = single(6, 0.8 + 0.4 * len(shares))
+    bars = axis.barh([*shares], [*shares.values()], color=CORRECT)
+    axis.bar_label(bars, [f" {share:.0%}" for share in shares.values()])
+    axis.invert_yaxis()
+    axis.set(xlim=(0, 1.1 * max(shares.values(), default=1) + 0.05), xticks=[])
+    axis.spines[["top", "right", "bottom"]].set_visible(False)
+    return figure
