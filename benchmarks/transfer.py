@@ -11,7 +11,6 @@ takes about 20 minutes.
 import argparse
 from pathlib import Path
 
-from mnist_lightning import quieten
 from mnist_lightning.recipe import read
 from mnist_lightning.report.figures import save
 from mnist_lightning.studies.crossval import learning_curve
@@ -31,7 +30,6 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[10, 30, 100, 300, 1149])
     parser.add_argument("--figure", type=Path, default=Path("transfer.png"))
     args = parser.parse_args()
-    quieten()
     starts = {"from MNIST": ["--init_from", args.run, "--freeze", FROZEN], "from scratch": []}
     curves = {}
     for number, (kind, flags) in enumerate(starts.items()):

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from mnist_lightning.training.callbacks import ValidationFigures
     from mnist_lightning.training.fit import fit
     from mnist_lightning.training.import_run import import_run
-    from mnist_lightning.training.quiet import quieten
     from mnist_lightning.training.run import Run, load_run
 
 __version__ = "0.1.0"
@@ -46,7 +45,6 @@ __all__ = [
     "fit",
     "import_run",
     "load_run",
-    "quieten",
     "recognize",
 ]
 
@@ -64,7 +62,6 @@ _HOMES = {
     "training.callbacks": ("ValidationFigures",),
     "training.fit": ("fit",),
     "training.import_run": ("import_run",),
-    "training.quiet": ("quieten",),
     "training.run": ("Run", "load_run"),
 }
 

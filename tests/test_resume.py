@@ -1,5 +1,6 @@
 """A run that is stopped at any time and resumed ends with the bits of the undisturbed run."""
 
+import contextlib
 import json
 import logging
 import os
@@ -38,7 +39,7 @@ from mnist_lightning.errors import InputError
 from mnist_lightning.files import read_config
 from mnist_lightning.training import loggers
 from mnist_lightning.training.loggers import read_history
-from mnist_lightning.training.quiet import quieten
+from mnist_lightning.training.quiet import quiet
 
 
 class Noise(nn.Module):
@@ -361,14 +362,31 @@ def test_history_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_messages_are_filtered_once() -> None:
+    """And only for a while, also after an error and one within another."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    quieten()
-    before = len(warnings.filters), len(logger.filters)
-    quieten()
-    assert (len(warnings.filters), len(logger.filters)) == before
-    for text, is_shown in (("Restarting", True), ("GPU available: no", False)):
-        record = logging.LogRecord("x", 20, "", 0, text, None, None)
-        assert bool(logger.filter(record)) == is_shown
+    before = warnings.filters[:], logger.filters[:]
+    with contextlib.suppress(ValueError), quiet():
+        with quiet():
+            pass
+        for text, is_shown in (("Restarting", True), ("GPU available: no", False)):
+            record = logging.LogRecord("x", 20, "", 0, text, None, None)
+            assert bool(logger.filter(record)) == is_shown
+        raise ValueError
+    assert (warnings.filters[:], logger.filters[:]) == before
+
+
+def test_python_is_quiet(first: Path) -> None:
+    """What a user of Python sees: the lines of the epochs, and nothing else on either stream."""
+    code = (
+        "from mnist_lightning import *; "
+        "run = fit(DigitClassifier(MLP([8])), UCIDigits(), max_epochs=1); "
+        "load_run(run.folder).test(); run.validate(); run.predict()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    lines = [line.split()[0] for line in done.stdout.splitlines() if line]
+    layers = ["name", "layers.0", "layers.1", "layers.2", "layers.3", "layers.4", "total"]
+    assert lines == ["UCIDigits:", "MLP:", "Run", *layers, "Epoch"]
+    assert done.stderr == ""
 
 
 def test_error_in_first_epoch_leaves_nothing(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from mnist_lightning.errors import PROGRAM, InputError
 from mnist_lightning.files import check_writable, read_config, read_json
 from mnist_lightning.report import results, text
 from mnist_lightning.training.loggers import show_pictures
-from mnist_lightning.training.quiet import quieten
+from mnist_lightning.training.quiet import quiet
 from mnist_lightning.training.resume import find_last
 from mnist_lightning.training.run import Run, find_checkpoint, load_run
 from mnist_lightning.training.runs import LOG_DIR, config_of, kept_checkpoint, newest_first
@@ -417,9 +417,11 @@ def say(line: str) -> None:
 
 def run(verb: str, words: Sequence[str]) -> int:
     """Run a verb, and return the exit code."""
-    quieten()
+    # Lightning 2.6 calls what jsonargparse 5 removes.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     try:
-        return COMMANDS[verb](words) or 0
+        with quiet():
+            return COMMANDS[verb](words) or 0
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -41,6 +41,7 @@ from mnist_lightning.training.objects import (
     config_of_objects,
 )
 from mnist_lightning.training.progress import EpochLines, with_bar
+from mnist_lightning.training.quiet import quiet
 from mnist_lightning.training.record import UNKNOWN, RunRecord, learnt_from
 from mnist_lightning.training.resume import (
     AtomicCheckpointIO,
@@ -58,6 +59,7 @@ LOST_AVERAGE = (
 )
 
 
+@quiet()
 def fit(
     model: DigitClassifier | Callable[[], DigitClassifier],
     data: DigitDataModule,

@@ -1,9 +1,13 @@
 """Hide what Lightning prints that the user cannot act on."""
 
 import logging
-import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Lightning's loggers.
+LOGGERS = ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.seed")
 
 # Log messages that another line says, or that say nothing useful.
 UNHELPFUL_MESSAGE = re.compile(
@@ -23,19 +27,20 @@ UNHELPFUL_WARNING = (
 )
 
 
-def quieten() -> None:
-    """Hide messages that the user cannot act on."""
-    # Lightning 2.6 calls what jsonargparse 5 removes.
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    warnings.filterwarnings("ignore", message=f".*({UNHELPFUL_WARNING})")
-    for name in (
-        "pytorch.utilities.rank_zero",
-        "fabric.utilities.rank_zero",
-        "fabric.utilities.seed",
-    ):
-        logging.getLogger(f"lightning.{name}").addFilter(
-            is_helpful
-        )  # the same function is added once
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hide messages that the user cannot act on for a while; as ``@quiet()``, during a function."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in LOGGERS]
+    loud = [logger for logger in loggers if is_helpful not in logger.filters]
+    for logger in loud:
+        logger.addFilter(is_helpful)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=f".*({UNHELPFUL_WARNING})")
+            yield
+    finally:
+        for logger in loud:
+            logger.removeFilter(is_helpful)
 
 
 def is_helpful(record: logging.LogRecord) -> bool:

@@ -38,6 +38,7 @@ from mnist_lightning.report.text import or_na
 from mnist_lightning.training.callbacks import ReportWriter, gather
 from mnist_lightning.training.loggers import TensorBoardRunLogger, all_loggers, read_history
 from mnist_lightning.training.progress import EvaluationBar, with_bar
+from mnist_lightning.training.quiet import quiet
 from mnist_lightning.training.record import UNKNOWN, class_name, learnt_from, size_of, versions
 from mnist_lightning.training.results import name_of_data, write_predictions
 from mnist_lightning.training.runs import LOG_DIR, config_of, kept_checkpoint, newest_first
@@ -136,6 +137,7 @@ class Run:
         metrics = read_json(self.folder / "report" / "metrics.json")
         return run_html(self.folder, record, metrics.get("accuracy"))
 
+    @quiet()
     def validate(self, **trainer_kwargs: Any) -> dict[str, float]:
         """Measure the validation images: their ``accuracy`` in [0, 1] and ``loss`` in nats.
 
@@ -147,6 +149,7 @@ class Run:
         accuracy, loss = (trainer.callback_metrics[name].item() for name in ("val/acc", "val/loss"))
         return {"accuracy": accuracy, "loss": loss}
 
+    @quiet()
     def test(
         self, *, robustness: bool = False, output: str | Path | None = None, **trainer_kwargs: Any
     ) -> dict[str, Any]:
@@ -174,6 +177,7 @@ class Run:
         self.written = [writer.folder]
         return writer.metrics
 
+    @quiet()
     def predict(
         self, images: Any = None, *, output: str | Path | None = None, **trainer_kwargs: Any
     ) -> Predictions:
