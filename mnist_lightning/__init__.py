@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from mnist_lightning.networks import CNN, MLP, Ensemble, FastCNN, Stack, TestTimeAugmentation
     from mnist_lightning.pictures.recognize import recognize
     from mnist_lightning.schedules import Cosine, OneCycle, Plateau
+    from mnist_lightning.studies.compare import compare, compare_table
+    from mnist_lightning.studies.contrast import contrast
     from mnist_lightning.training.callbacks import ValidationFigures
     from mnist_lightning.training.fit import fit
     from mnist_lightning.training.import_run import import_run
@@ -42,6 +44,9 @@ __all__ = [
     "TestTimeAugmentation",
     "UCIDigits",
     "ValidationFigures",
+    "compare",
+    "compare_table",
+    "contrast",
     "fit",
     "import_run",
     "load_run",
@@ -59,6 +64,8 @@ _HOMES = {
     "networks": ("CNN", "MLP", "Ensemble", "FastCNN", "Stack", "TestTimeAugmentation"),
     "pictures.recognize": ("recognize",),
     "schedules": ("Cosine", "OneCycle", "Plateau"),
+    "studies.compare": ("compare", "compare_table"),
+    "studies.contrast": ("contrast",),
     "training.callbacks": ("ValidationFigures",),
     "training.fit": ("fit",),
     "training.import_run": ("import_run",),

@@ -16,9 +16,31 @@ DOCS = [f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")]
 TOUR = ROOT / "examples" / "tour.ipynb"
 
 
-def test_the_tour_has_no_outputs() -> None:
+def test_the_tour_shows_what_it_gives() -> None:
+    """As tools/tour.py ran it: every cell once, in order, without errors, paths and seconds."""
+    assert TOUR.stat().st_size < 600_000
     cells = [cell for cell in nbformat.read(TOUR, 4).cells if cell.cell_type == "code"]
-    assert [cell.id for cell in cells if cell.outputs or cell.execution_count] == []
+    assert [cell.execution_count for cell in cells] == [*range(1, len(cells) + 1)]
+    silent = [cell.id for cell in cells if not cell.outputs]
+    assert silent == ["setup", "photo"]
+    texts = []
+    for cell in cells:
+        for output in cell.outputs:
+            assert output.output_type in ("stream", "display_data", "execute_result"), cell.id
+            assert output.get("name") != "stderr", cell.id
+            texts.append(output.get("text", ""))
+            texts += [text for kind, text in output.get("data", {}).items() if "text/" in kind]
+    said = "\n".join(texts)
+    assert re.findall(r"(?<![\w/<])/(?:tmp|home|root|work|usr)\w*/\S*| 0x[0-9a-f]+", said) == []
+    assert re.findall(r"^Epoch.* \d+\.\d s$", said, re.MULTILINE) == []
+    assert "31415" in said
+
+
+def test_the_tour_imports_from_the_top_alone() -> None:
+    code = "\n".join(python_of(TOUR))
+    assert re.findall(r"from (mnist_lightning\S*) import|import mnist_lightning", code) == [
+        "mnist_lightning"
+    ]
 
 
 def python_of(path: Path) -> list[str]:
@@ -45,6 +67,7 @@ def test_what_the_docs_import_is_there(name: str) -> None:
 def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    shutil.copy(TOUR.with_name("page.jpg"), tmp_path)
     ran = NotebookRun(Path(shutil.copy(TOUR, tmp_path)), default_timeout=300).execute()
     assert ran.error is None
     outputs: dict[str, Any] = {
@@ -59,11 +82,12 @@ def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accuracy = re.search(r"ccuracy</dt><dd>([\d.]+)%", shown["test"][0]["text/html"])
     assert float(accuracy[1] if accuracy else 0) > 93
     assert [len(shown[name]) for name in ("samples", "figures", "page")] == [1, 2, 1]
+    assert shown["first"][0]["text/html"].count("<img") == 15
     assert all(
         "image/png" in data for name in ("samples", "figures", "page") for data in shown[name]
     )
     assert shown["reading"][0]["text/html"].count("<img") == 26
     assert printed["contrast"].count("chance") == 2
-    assert printed["export"].count("287 of 287") == 2
+    assert printed["export"].count("287 of 287") == 1
     assert shown["load"][0]["text/plain"].endswith("True)")
-    assert files_in(tmp_path) == {"tour.ipynb"}
+    assert files_in(tmp_path) == {"page.jpg", "tour.ipynb"}

@@ -258,6 +258,15 @@ class DigitDataModule(L.LightningDataModule):
             seen |= torch.isin(rows, train)
         return int(seen.sum())
 
+    def __repr__(self) -> str:
+        """Return the class and, once it is set up, how many images each part has."""
+        parts = {"training": self.train_set, "validation": self.val_set, "test": self.test_set}
+        sizes = [f"{len(part):,} {name}" for name, part in parts.items() if part is not None]
+        known = f"{', '.join(sizes)} images" if sizes else "not set up yet"
+        return f"{type(self).__name__}({known})"
+
+    __str__ = __repr__  # Lightning's own asks the loaders for what they do not have
+
     def train_dataloader(self) -> BatchLoader:
         """Return shuffled training batches; the last one may be smaller."""
         seed: int | None = self.order_seed

@@ -90,6 +90,10 @@ class Reading(list[Digit]):
             pages.append("\n".join(lines))
         return "\n\n".join(pages)
 
+    def __repr__(self) -> str:
+        """Return the text: a hundred digits with their pixels say nothing."""
+        return f"Reading({self.text!r})"
+
     def gallery(self, most: int = CARDS) -> Gallery:
         """Return cards of the first digits, each line of the page in a row of its own."""
         cards: list[Card] = []

@@ -43,6 +43,8 @@ from mnist_lightning.training.record import UNKNOWN, class_name, learnt_from, si
 from mnist_lightning.training.results import name_of_data, write_predictions
 from mnist_lightning.training.runs import LOG_DIR, config_of, kept_checkpoint, newest_first
 
+FIRST = 20  # digits that Predictions shows
+
 
 class Predictions(NamedTuple):
     """A network's predictions for N images."""
@@ -55,6 +57,13 @@ class Predictions(NamedTuple):
     def of(cls, probabilities: NDArray[np.float32]) -> Self:
         """Return the predictions with probabilities ``(N, 10)``."""
         return cls(probabilities.argmax(axis=1), probabilities.max(axis=1), probabilities)
+
+    def __repr__(self) -> str:
+        """Return the first digits, how many there are, and the mean confidence."""
+        shown = " ".join(map(str, self.digits[:FIRST]))
+        more = " ..." if len(self.digits) > FIRST else ""
+        mean = f"{self.confidences.mean():.1%}" if len(self.digits) else "n/a"
+        return f"Predictions({len(self.digits):,}: {shown}{more}, mean confidence {mean})"
 
 
 class Run:
@@ -131,6 +140,15 @@ class Run:
     def best_val_acc(self) -> float | None:
         """The best validation accuracy, in [0, 1]; None before the first validation."""
         return self.record.get("best_val_acc")
+
+    def __repr__(self) -> str:
+        """Return the folder, the network, the data and the best validation accuracy."""
+        words = [repr(str(self.folder)), type(self.model.net).__name__]
+        if dataset := self.record.get("dataset"):
+            words.append(f"trained on {dataset}")
+        if self.best_val_acc is not None:
+            words.append(f"best validation accuracy {self.best_val_acc:.2%}")
+        return f"Run({', '.join(words)})"
 
     def _repr_html_(self) -> str:
         record = {"network": type(self.model.net).__name__, **self.record}
