@@ -168,7 +168,7 @@ def draw_trials(trials: Sequence[FrozenTrial], space: Mapping[str, BaseDistribut
     figure = Figure(figsize=(10, 3.2 * rows), layout="constrained")
     axes = list(figure.subplots(rows, 3, sharey=True, squeeze=False).flat)
     for axis, name in zip(axes, names, strict=False):
-        distribution = space.get(name)
+        distribution: Any = space.get(name)
         values = [each.params.get(name, each.number) for each in trials]
         if isinstance(distribution, CategoricalDistribution):
             choices = list(distribution.choices)

@@ -335,7 +335,8 @@ class RunRecord(Callback):
         by_python = not isinstance(self.config, str)
         is_whole = '"<' not in json.dumps(self.config) and not (by_python and self.callbacks)
         before = read_json(self.folder / "run.json")
-        given = {name: before[name] for name in ("tags", "note") if name in before}  # by `runs`
+        # By the verb `runs`.
+        given: dict[str, Any] = {name: before[name] for name in ("tags", "note") if name in before}
         record = {
             "verb": "fit",
             "command": f"python -m mnist_lightning fit --config {path}" if is_whole else None,

@@ -43,11 +43,12 @@ def runs(
         kept = [record.get(key) for key in ("dataset", "network", "epochs", "best_val_acc")]
         test = read_json(folder / "report" / "metrics.json").get("accuracy")
         values = [folder.name, *kept, test, record.get("started")]
-        row = {}
+        row: dict[str, Any] = {}
         for (name, kind), value in zip(COLUMNS.items(), values, strict=True):
             row[name] = value if isinstance(value, kind) else None
-        row |= {"tags": tags_of(record), "note": str(record.get("note") or "")}
-        if tagged is None or tagged in row["tags"]:
+        tags = tags_of(record)
+        row |= {"tags": tags, "note": str(record.get("note") or "")}
+        if tagged is None or tagged in tags:
             rows.append(row)
     if sort == "when":
         return rows
