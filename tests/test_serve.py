@@ -42,7 +42,7 @@ from mnist_lightning.data.drawings import Drawings, keep
 from mnist_lightning.inference import classify
 from mnist_lightning.pictures.recognize import recognize
 from mnist_lightning.serve import app as module
-from mnist_lightning.serve import server
+from mnist_lightning.serve import gate, server
 from mnist_lightning.serve.app import Network, make_app
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 28, 28), np.uint8)
@@ -311,8 +311,8 @@ def test_a_client_that_stalls(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "MAX_BODY", 1000)
-    monkeypatch.setattr(module, "SECONDS_TO_SEND", 0.5)
+    monkeypatch.setattr(gate, "MAX_BODY", 1000)
+    monkeypatch.setattr(gate, "SECONDS_TO_SEND", 0.5)
     monkeypatch.setattr(server, "SECONDS_TO_WAIT", 0.5)
     monkeypatch.setattr(server, "MAX_HEAD", 3000)
     with connected(net, tmp_path) as (_, mine):
@@ -404,7 +404,7 @@ class Counting(nn.Module):
 
 
 def test_many_at_once_and_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_REQUESTS", 50)
+    monkeypatch.setattr(gate, "MAX_REQUESTS", 50)
     net = Counting()
 
     async def asked() -> list[list[int]]:
