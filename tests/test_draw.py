@@ -218,6 +218,7 @@ def test_letters_ignored_marks_the_eraser_and_what_was_seen(page: Page, tmp_path
     letter = ["08 00 58 50"]  # an N
     page.draw(letter)
     page.wait("$('heading').textContent", "Not a digit?")
+    page.wait("answered === wanted && !isBusy", True)  # not of a part of the letter
     assert "does not look like a digit" in page.js("$('unsure').textContent")
     page.js("$('not').click()")
     page.wait("$('not').textContent", "Kept as no digit ✓")
