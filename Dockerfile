@@ -1,6 +1,6 @@
 # hadolint global ignore=DL3013
-# A server for the CPU, of the newest run in a mounted folder. INDEX is the one of CPU packages that
-# pytorch.org/get-started names; without it torch brings the CUDA libraries, a few GB.
+# A server for the CPU, of the newest run in a mounted folder, or of the network that comes with the package. INDEX is the one
+# of CPU packages that pytorch.org/get-started names; without it torch brings the CUDA libraries, a few GB.
 #   docker build --build-arg TORCH_INDEX=INDEX -t mnist-lightning .
 #   docker run -p 127.0.0.1:8000:8000 -v ./lightning_logs:/home/digits/lightning_logs mnist-lightning
 FROM python:3.11-slim AS packages
