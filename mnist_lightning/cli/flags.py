@@ -83,7 +83,7 @@ def answer(words: Sequence[str]) -> str | None:
             f"mnist_lightning {__version__} (Python {python}, torch {torch}, lightning {lightning})"
         )
     if verb not in VERBS:
-        hint = closest(meant_by(verb, VERBS) or verb, VERBS)
+        hint = closest(meant_by(verb, VERBS) or verb, [*VERBS, "help"])
         raise InputError(f"the first argument must be one of {', '.join(VERBS)}, got {verb}{hint}")
     sections = sections_of(verb)
     if {"-h", "--help"} & set(words) or ("sections" not in TABLE[verb] and "--help-all" in words):
