@@ -137,7 +137,7 @@ def test_a_perfect_reader_reads_all_kinds(
         assert bool(first.truth) == (kind not in ("plus signs", "brackets"))
         truths[first.picture.tobytes()] = first.truth
 
-    def perfect(net: None, picture: NDArray[np.uint8]) -> Reading:
+    def perfect(picture: NDArray[np.uint8], net: None) -> Reading:
         return reading(truths[picture.tobytes()])  # fails unless the seed gives the same picture
 
     monkeypatch.setattr(kinds, "recognize", perfect)
